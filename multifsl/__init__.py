@@ -1,0 +1,69 @@
+"""multifsl: learn new classes of images, voices and texts from a handful of examples.
+
+The public names are imported when they are first used, so that `import multifsl` stays fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "episode",
+    "Episode": "episode",
+    "EpisodeSampler": "episode",
+    "Encoder": "encoder",
+    "EmbeddingMethod": "method",
+    "Evaluation": "evaluation",
+    "FewShotClassifier": "classifier",
+    "Items": "task",
+    "Method": "method",
+    "MultifslError": "errors",
+    "Output": "method",
+    "Task": "task",
+    "build": "registry",
+    "evaluate": "evaluation",
+    "load_run": "checkpoint",
+    "train": "training",
+}
+__all__ = [
+    "Batch",
+    "EmbeddingMethod",
+    "Encoder",
+    "Episode",
+    "EpisodeSampler",
+    "Evaluation",
+    "FewShotClassifier",
+    "Items",
+    "Method",
+    "MultifslError",
+    "Output",
+    "Task",
+    "__version__",
+    "build",
+    "evaluate",
+    "load_run",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from multifsl.checkpoint import load_run
+    from multifsl.classifier import FewShotClassifier
+    from multifsl.encoder import Encoder
+    from multifsl.episode import Batch, Episode, EpisodeSampler
+    from multifsl.errors import MultifslError
+    from multifsl.evaluation import Evaluation, evaluate
+    from multifsl.method import EmbeddingMethod, Method, Output
+    from multifsl.registry import build
+    from multifsl.task import Items, Task
+    from multifsl.training import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'multifsl' has no attribute {name!r}")
+    return getattr(import_module(f"multifsl.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

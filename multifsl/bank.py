@@ -1,0 +1,291 @@
+"""Data on their way to episodes: decoded once into memory where they fit, else streamed.
+
+Shape letters: T tasks, S support items, Q queries, n items of the data set.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from multifsl.encoder import Encoder
+from multifsl.episode import Batch, Episode, EpisodeSampler, Indices, Inputs, concat, lengths, map_inputs, size, trim
+from multifsl.errors import BadItem, MultifslError
+from multifsl.task import Items
+
+BLOCK = 512  # items collated at once: bounds what decoded copies take beside the bank
+EMBED_BLOCK = 4096  # items embedded at once: enough for batches of similar length
+Progress = Callable[..., Any]  # wraps an iterable, `description=` and `total=` as in rich.progress.track
+
+
+class BadItemWarning(UserWarning):
+    """Items that could not be read were left out."""
+
+
+class Bank:
+    """Items decoded once; an episode is an index gather.
+
+    x: Inputs [n, *], on the device that will use them. labels and the rest are the items', without those left out.
+    """
+
+    def __init__(self, x: Inputs, items: Items) -> None:
+        self.x, self.items = x, items
+        valid = lengths(x)
+        self.lengths = (
+            None if valid is None else valid.cpu().numpy()
+        )  # on the host: a gather must not wait for a device
+
+    @classmethod
+    def build(
+        cls, encoder: Encoder, items: Items, *, device: torch.device | str = "cpu", progress: Progress | None = None
+    ) -> "Bank":
+        """Decode every item; those that cannot be read are left out with one warning that counts and names them."""
+        loaded, kept = load_all(encoder, items.items, progress=progress)
+        items = select(items, kept)
+        x = collate_blocks(encoder, loaded)
+        return cls(map_inputs(lambda leaf: leaf.to(device), x), items)
+
+    def gather(self, rows: np.ndarray) -> Inputs:
+        """Inputs [B, *] of some rows, padded no further than the longest of them."""
+        index = torch.from_numpy(rows).to(self._device, non_blocking=True)
+        x = map_inputs(lambda leaf: leaf[index], self.x)
+        return x if self.lengths is None else trim(x, int(self.lengths[rows].max()))
+
+    def episodes(self, tasks: Sequence[Indices]) -> Episode:
+        """Tasks of equal shape as one meta-batch [T, ...]."""
+        return to_episode(tasks, self.gather(np.concatenate([np.concatenate([t.support, t.query]) for t in tasks])))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.x.device if isinstance(self.x, torch.Tensor) else next(iter(self.x.values())).device
+
+    def stream(
+        self, sampler: EpisodeSampler, steps: range, tasks: int, *, rank: int = 0, world: int = 1
+    ) -> Iterator[Episode]:
+        for step in steps:
+            yield self.episodes(sampler.tasks(step, tasks, rank=rank, world=world))
+
+
+class Stream:
+    """Items too many for memory: each step's are decoded when it comes, in worker processes, ahead of time."""
+
+    def __init__(
+        self, encoder: Encoder, items: Items, *, device: torch.device | str = "cpu", workers: int | None = None
+    ) -> None:
+        self.encoder, self.items, self.device = encoder, items, torch.device(device)
+        self.workers = min(4, max(1, (os.cpu_count() or 2) - 1)) if workers is None else workers
+
+    def stream(
+        self, sampler: EpisodeSampler, steps: range, tasks: int, *, rank: int = 0, world: int = 1
+    ) -> Iterator[Episode]:
+        dataset = _Steps(self.encoder, self.items, sampler, steps, tasks, rank, world)
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            multiprocessing_context="spawn" if self.workers else None,
+        )
+        for support_x, query_x, support_y, query_y, present in loader:
+            yield Episode(
+                Batch(self._move(support_x), support_y.to(self.device)),
+                Batch(self._move(query_x), query_y.to(self.device)),
+                present.to(self.device),
+                False,
+            )
+
+    def _move(self, x: Inputs) -> Inputs:
+        return map_inputs(lambda leaf: leaf.to(self.device, non_blocking=True), x)
+
+
+class _Steps(torch.utils.data.Dataset[Any]):
+    """Step -> the leaves of its episodes; plain tuples, since a DataLoader rebuilds what it is given."""
+
+    def __init__(
+        self, encoder: Encoder, items: Items, sampler: EpisodeSampler, steps: range, tasks: int, rank: int, world: int
+    ) -> None:
+        self.load, self.collate = encoder.load, encoder.collate
+        self.items, self.sampler, self.steps, self.tasks, self.rank, self.world = (
+            items.items,
+            sampler,
+            steps,
+            tasks,
+            rank,
+            world,
+        )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, position: int) -> Any:
+        if position >= len(self.steps):
+            raise IndexError(position)
+        tasks = self.sampler.tasks(self.steps[position], self.tasks, rank=self.rank, world=self.world)
+        rows = np.concatenate([np.concatenate([t.support, t.query]) for t in tasks])
+        episode = to_episode(tasks, self.collate([self.load(self.items[int(r)]) for r in rows]))
+        return episode.support.x, episode.query.x, episode.support.y, episode.query.y, episode.present
+
+
+def to_episode(tasks: Sequence[Indices], x: Inputs) -> Episode:
+    """Tasks and their items x [T * (S + Q), *], a task's support before its queries, as a meta-batch."""
+    t, s = len(tasks), len(tasks[0].support)
+    x = map_inputs(lambda leaf: leaf.unflatten(0, (t, -1)), x)  # [T, S + Q, *]
+    device = x.device if isinstance(x, torch.Tensor) else next(iter(x.values())).device
+    support_y = torch.from_numpy(np.stack([task.support_y for task in tasks])).to(device)
+    query_y = torch.from_numpy(np.stack([task.query_y for task in tasks])).to(device)
+    present = torch.ones(t, len(tasks[0].classes), dtype=torch.bool, device=device)
+    return Episode(
+        Batch(map_inputs(lambda leaf: leaf[:, :s], x), support_y),
+        Batch(map_inputs(lambda leaf: leaf[:, s:], x), query_y),
+        present,
+        False,
+    )
+
+
+def sampler_of(items: Items, **shape: Any) -> EpisodeSampler:
+    """The sampler over some items; `shape` is EpisodeSampler's way, shot, query, seed and so on."""
+    return EpisodeSampler(
+        items.labels, class_names=items.class_names, groups=items.groups, sources=items.sources, **shape
+    )
+
+
+def load_all(
+    encoder: Encoder, items: Sequence[Any], *, progress: Progress | None = None
+) -> tuple[list[Any], list[int]]:
+    """Loaded items and their positions; bad ones are left out and named in one warning.
+
+    Raises MultifslError where none can be read.
+    """
+    positions = range(len(items))
+    loaded, kept, bad = [], [], []
+    for i in progress(positions, description="reading items", total=len(items)) if progress else positions:
+        try:
+            loaded.append(encoder.load(items[i]))
+            kept.append(i)
+        except BadItem as error:
+            bad.append(str(error))
+    _report_bad(bad, len(items))
+    return loaded, kept
+
+
+def _report_bad(bad: list[str], total: int) -> None:
+    """One warning that counts and names the items left out; an error where nothing is left."""
+    if total == 0:
+        raise MultifslError("there are no items")
+    if len(bad) == total:
+        raise MultifslError(f"none of the {total} items can be read; the first: {bad[0]}")
+    if bad:
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        warnings.warn(BadItemWarning(f"left out {len(bad)} of {total} items: {'; '.join(bad[:5])}{more}"), stacklevel=3)
+
+
+def collate_blocks(encoder: Encoder, loaded: list[Any]) -> Inputs:
+    """`encoder.collate` over blocks, joined; frees the loaded items on the way."""
+    blocks = [encoder.collate(loaded[i : i + BLOCK]) for i in range(0, len(loaded), BLOCK)]
+    loaded.clear()
+    return pad_together(blocks)
+
+
+def pad_together(blocks: Sequence[Inputs]) -> Inputs:
+    """Blocks of different padded lengths as one batch."""
+    if isinstance(blocks[0], torch.Tensor):
+        return concat(blocks)
+    longest = max(leaf.shape[1] for b in blocks for leaf in b.values() if leaf.ndim > 1)
+
+    def pad(leaf: torch.Tensor) -> torch.Tensor:
+        if leaf.ndim < 2 or leaf.shape[1] == longest:
+            return leaf
+        out = leaf.new_zeros(leaf.shape[0], longest, *leaf.shape[2:])
+        out[:, : leaf.shape[1]] = leaf
+        return out
+
+    return concat([map_inputs(pad, b) for b in blocks])
+
+
+def select(items: Items, kept: Sequence[int]) -> Items:
+    """The items at some positions."""
+    if len(kept) == len(items.labels):
+        return items
+    index = np.asarray(kept, dtype=np.int64)
+    return Items(
+        [items.items[i] for i in kept],
+        items.labels[index],
+        items.class_names,
+        None if items.groups is None else items.groups[index],
+        items.sources,
+    )
+
+
+def embed_items(
+    encoder: Encoder, items: Items, *, batch_size: int = 64, progress: Progress | None = None
+) -> tuple[torch.Tensor, Items]:
+    """Embeddings [n, D] of all items, and the items without those that cannot be read; memory stays bounded."""
+    positions = range(len(items.labels))
+    parts: list[torch.Tensor] = []
+    kept: list[int] = []
+    bad: list[str] = []
+    loaded: list[Any] = []
+    for i in progress(positions, description="embedding items", total=len(positions)) if progress else positions:
+        try:
+            loaded.append(encoder.load(items.items[i]))
+            kept.append(i)
+        except BadItem as error:
+            bad.append(str(error))
+        if loaded and (len(loaded) == EMBED_BLOCK or i == positions[-1]):
+            parts.append(encoder.embed(collate_blocks(encoder, loaded), batch_size))
+    _report_bad(bad, len(positions))
+    return torch.cat(parts), select(items, kept)
+
+
+def open_data(
+    encoder: Encoder,
+    items: Items,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    limit: int | None = None,
+) -> Bank | Stream:
+    """A Bank where the decoded items fit into `limit` bytes (a third of the free memory by default), else a Stream."""
+    sample = range(0, len(items.labels), max(1, len(items.labels) // 32))
+    with warnings.catch_warnings(action="ignore"):  # what cannot be read is told once, by whoever reads it all
+        probes, _ = load_all(encoder, Chosen(items.items, sample))
+    x = encoder.collate(probes)
+    leaves = [x] if isinstance(x, torch.Tensor) else list(x.values())
+    each = sum(leaf.nbytes for leaf in leaves) / size(x)
+    free = free_bytes(torch.device(device)) // 3 if limit is None else limit
+    if each * len(items.labels) <= free:
+        return Bank.build(encoder, items, device=device, progress=progress)
+    warnings.warn(
+        f"the decoded items would take {each * len(items.labels) / 2**30:.1f} GiB of {free / 2**30:.1f} GiB allowed: "
+        "they are streamed from disk, which is slower",
+        stacklevel=2,
+    )
+    return Stream(encoder, items, device=device)
+
+
+class Chosen(Sequence[Any]):
+    """Some items of a sequence, opened when asked for."""
+
+    def __init__(self, items: Sequence[Any], positions: Sequence[int]) -> None:
+        self.items, self.positions = items, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[self.positions[index]]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now, on the accelerator or the host."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return 4 * 2**30  # no portable way to ask: assume a small machine

@@ -1,0 +1,222 @@
+"""Runs on disk: safetensors and JSON, written so that a crash leaves the old file or the new one, never half of one.
+
+A run is a folder: `model.safetensors` (encoder and method) and `run.json` (schema version, resolved specs, settings,
+package versions, metrics, and the checksum of the weights); `checkpoint.safetensors` while it trains. Nothing is
+unpickled, and no code, name or path in a file is followed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from multifsl.encoder import Encoder, no_downloads
+from multifsl.errors import BadFile, MultifslError
+from multifsl.method import Method
+from multifsl.registry import build, resolved
+
+SCHEMA = 1
+MAX_JSON_BYTES = 64 * 2**20
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file by new content, at once or not at all, also over a power cut."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def write_folder(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
+    """Make a folder whole: written beside its place, then moved into it; the old one goes last."""
+    if path.exists() and not overwrite:
+        raise MultifslError(f"{path} exists already; choose another place, or overwrite it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new."))
+    os.chmod(fresh, 0o755)
+    try:
+        write(fresh)
+        old = backup_of(path)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(path, old)
+        os.rename(fresh, path)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if not path.exists() and backup_of(path).exists():
+            os.rename(backup_of(path), path)
+        raise
+
+
+def backup_of(path: Path) -> Path:
+    """Where the old folder stands while a new one takes its place."""
+    return path.parent / f".{path.name}.old"
+
+
+def recover(path: Path) -> None:
+    """Undo a replacement that was cut off between its two moves."""
+    if not path.exists() and backup_of(path).is_dir():
+        os.rename(backup_of(path), path)
+
+
+def to_bytes(tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> bytes:
+    """Tensors as the content of a safetensors file."""
+    return tensors_to_bytes({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata=header)
+
+
+def read_tensors(path: Path, *, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header strings of a safetensors file. Raises BadFile, with the reason, where it is damaged."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise BadFile(f"{path.parent} lacks {path.name}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadFile(f"{path} is damaged or is no safetensors file: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size. Raises BadFile."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise BadFile(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadFile(f"{path.parent} lacks {path.name}") from None
+    except (ValueError, RecursionError, OSError) as error:
+        if isinstance(error, MultifslError):
+            raise
+        raise BadFile(f"{path} is damaged or is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BadFile(f"{path} holds a {type(content).__name__}; an object was expected")
+    return content
+
+
+def read_pair(folder: Path, json_name: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A JSON file and the `model.safetensors` beside it, checked against each other."""
+    recover(folder)
+    if not folder.is_dir():
+        raise MultifslError(f"there is no {what} at {folder}")
+    if not (folder / json_name).exists():
+        raise MultifslError(f"{folder} is no {what}: it has no {json_name}")
+    info = read_json(folder / json_name)
+    schema = info.get("schema")
+    if not isinstance(schema, int) or schema < 1:
+        raise BadFile(f"{folder / json_name} has no schema version")
+    if schema > SCHEMA:
+        raise MultifslError(
+            f"{folder} was written by a newer multifsl (schema {schema}, this one reads up to {SCHEMA}); upgrade multifsl"
+        )
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise BadFile(f"{folder} lacks {weights.name}")
+    if checksum(weights.read_bytes()) != info.get("sha256"):
+        raise BadFile(f"{weights} is damaged: its checksum is not the one in {json_name}")
+    return info, read_tensors(weights)[0]
+
+
+def checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_pair(folder: Path, json_name: str, info: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """The pair that `read_pair` reads, weights first."""
+    data = to_bytes(tensors)
+    write_atomically(folder / "model.safetensors", data)
+    content = {"schema": SCHEMA, **info, "sha256": checksum(data)}
+    write_atomically(folder / json_name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a result depends on."""
+    found = {}
+    for name in ("multifsl", "torch", "torchaudio", "transformers", "scikit-learn", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Load a state dict, whole and of the right shapes. Raises BadFile naming what does not fit."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{k} is {list(tensors[k].shape)}, not {list(own[k].shape)}"
+        for k in own.keys() & tensors.keys()
+        if tensors[k].shape != own[k].shape
+    ]
+    if missing or extra or shapes:
+        parts = [
+            f"missing {missing[:3]}" if missing else "",
+            f"unknown {extra[:3]}" if extra else "",
+            "; ".join(shapes[:3]),
+        ]
+        raise BadFile(f"the weights in {source} do not fit: {', '.join(p for p in parts if p)}")
+    module.load_state_dict(tensors)
+    for part in module.modules():
+        if isinstance(part, Encoder):
+            part.published = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained method with its encoder, and what is known of how it came about (the content of `run.json`)."""
+
+    path: Path
+    method: Method
+    info: dict[str, Any]
+
+
+def save_run(path: Path, method: Method, info: dict[str, Any]) -> Run:
+    """Write a run's final files into its folder."""
+    specs = {"encoder": resolved(method.encoder), "method": resolved(method)}
+    full = {**info, **specs, "transductive": method.transductive, "versions": versions()}
+    write_pair(path, "run.json", full, method.state_dict())
+    return Run(path, method, full)
+
+
+def load_run(path: Path | str, *, device: str | torch.device = "cpu", allow_download: bool = False) -> Run:
+    """A finished run.
+
+    Raises:
+        MultifslError: no run there, or one that is still training. BadFile: a damaged one, with the reason.
+    """
+    path = Path(path)
+    if (path / "checkpoint.safetensors").exists() and not (path / "run.json").exists():
+        raise MultifslError(f"the run {path} is not finished; go on with it by --resume")
+    info, tensors = read_pair(path, "run.json", "run")
+    method = build_pair(info, path, allow_download=allow_download)
+    load_weights(method, tensors, path / "model.safetensors")
+    return Run(path, method.to(device).eval(), info)
+
+
+def build_pair(info: dict[str, Any], source: Path, *, allow_download: bool) -> Method:
+    """The method on its encoder, weights not yet loaded, that a JSON file names."""
+    for key in ("encoder", "method"):
+        if not isinstance(info.get(key), str):
+            raise BadFile(f"{source} names no {key}")
+    with contextlib.nullcontext() if allow_download else no_downloads():
+        encoder = build("encoders", info["encoder"])
+    method: Method = build("methods", info["method"], encoder=encoder)
+    return method

@@ -1,0 +1,364 @@
+"""FewShotClassifier: new classes from a handful of examples each, as a scikit-learn estimator.
+
+Shape letters: S support items, Q queries, N classes, D embedding width.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from torch import Tensor
+
+from multifsl.bank import EMBED_BLOCK, Progress, collate_blocks, embed_items
+from multifsl.checkpoint import build_pair, load_run, load_weights, read_pair, versions, write_folder, write_pair
+from multifsl.encoder import Encoder, Features
+from multifsl.episode import Batch
+from multifsl.errors import BadFile, BadItem, MultifslError
+from multifsl.evaluation import pick_device
+from multifsl.functional import full_precision
+from multifsl.method import EmbeddingMethod
+from multifsl.registry import build, resolved
+from multifsl.task import Items
+
+MODEL_JSON = "model.json"
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Learns classes from a few examples of each; classes come and go while it is in use.
+
+    Parameters
+    ----------
+    encoder : None, a spec such as "transformer", or an Encoder
+        What turns items into embeddings. With None, X are features [n, D].
+    method : a spec such as "prototypical(distance='cosine')"
+    reject : None
+        When to answer `unknown_label`; only None (never) so far.
+    false_accept : float
+        The share of unknown items that may be taken for known ones, where `reject` asks for it.
+    unknown_label : the label of an item of no known class.
+    batch_size : items embedded at once.
+    device : "auto", "cpu", "cuda" or "mps".
+
+    Attributes
+    ----------
+    classes_ : array [N], the labels, sorted.
+    counts_ : dict, label -> number of examples.
+
+    X is a sequence of what the encoder reads: paths, PIL images, arrays, (waveform, sample_rate) pairs, texts.
+
+    >>> X = np.array([[0.0, 1.0], [0.1, 0.9], [1.0, 0.0], [0.9, 0.2]])
+    >>> model = FewShotClassifier().fit(X, ["up", "up", "right", "right"])
+    >>> [str(label) for label in model.predict([[0.2, 2.0]])]
+    ['up']
+    >>> [str(label) for label in model.partial_fit([[-1.0, 0.0]], ["left"]).classes_]
+    ['left', 'right', 'up']
+    """
+
+    def __init__(
+        self,
+        encoder: str | Encoder | None = None,
+        method: str = "prototypical(distance='cosine')",
+        *,
+        reject: None = None,
+        false_accept: float = 0.05,
+        unknown_label: Any = None,
+        batch_size: int = 64,
+        device: str = "auto",
+    ) -> None:
+        self.encoder = encoder
+        self.method = method
+        self.reject = reject
+        self.false_accept = false_accept
+        self.unknown_label = unknown_label
+        self.batch_size = batch_size
+        self.device = device
+
+    # ---- learning ----
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Learn the classes of y from the items X, forgetting what was learned before.
+
+        Raises:
+            MultifslError: an unknown encoder or method. BadItem: an item that cannot be read, by name. ValueError: X and y do not
+            fit together. What was learned before stays where fit fails.
+        """
+        if self.reject is not None:
+            raise MultifslError(f"reject={self.reject!r} is not available in this version; reject=None is")
+        if self.encoder is None:
+            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        check_classification_targets(y)
+        labels = _labels(y, len(X))
+        encoder = self._open_encoder(X.shape[1] if self.encoder is None else None)
+        method = self._open_method(encoder)
+        z = self._embed(X, encoder)
+        self._set_support(method, z, labels)
+        return self
+
+    def fit_items(self, items: Items, *, progress: Progress | None = None) -> Self:
+        """Learn from the items of a scan, such as `Images("photos").items("all")`; those that cannot be read are left out.
+
+        Raises MultifslError naming the classes of which no item is left.
+        """
+        if self.encoder is None:
+            raise MultifslError("items need an encoder")
+        method = self._open_method(self._open_encoder(None))
+        z, kept = embed_items(method.encoder, items, batch_size=self.batch_size, progress=progress)
+        counts = np.bincount(kept.labels, minlength=len(items.class_names))
+        if not counts.all():
+            empty = [items.class_names[i] for i in np.flatnonzero(counts == 0)]
+            raise MultifslError(f"no item of {', '.join(map(repr, empty[:5]))} could be read; mend or remove the class")
+        self._set_support(method, _finite(full_precision(z), kept.items), np.array(items.class_names)[kept.labels])
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+        """Learn more examples of known classes, or whole new classes.
+
+        The result equals a `fit` on everything seen. `classes` is there for scikit-learn, and is not needed.
+        """
+        if not hasattr(self, "method_"):
+            return self.fit(X, y)
+        if self.encoder is None:
+            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=False)
+        labels = _labels(y, len(X))
+        if _kind(labels) != _kind(self.classes_):
+            raise MultifslError(
+                f"the known labels are {_kind(self.classes_)}s, the new ones {_kind(labels)}s; use one kind"
+            )
+        z = self._embed(X, self.method_.encoder)
+        self._set_support(self.method_, torch.cat([self.support_, z]), np.concatenate([self.support_labels_, labels]))
+        return self
+
+    def forget(self, label: Any) -> Self:
+        """Forget a class and its examples. Raises MultifslError where there is no such class, or no other one would be left."""
+        check_is_fitted(self)
+        gone = self.support_labels_ == label
+        if not np.any(gone):
+            raise MultifslError(f"there is no class {label!r}; known: {_some(self.classes_)}")
+        if np.all(gone):
+            raise MultifslError(f"{label!r} is the only class; a classifier needs one")
+        self._set_support(self.method_, self.support_[torch.from_numpy(~gone)], self.support_labels_[~gone])
+        return self
+
+    # ---- answering ----
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits [Q, N] in the order of `classes_`; with two classes [Q], above 0 for the second, as in scikit-learn."""
+        logits = self._logits(X)
+        scores: np.ndarray = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        return scores
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities [Q, N] over the known classes, in the order of `classes_`."""
+        logits = self._logits(X)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: np.ndarray = odds / odds.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The label of each item, [Q]."""
+        best = self._logits(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[best]
+        return labels
+
+    # ---- files ----
+
+    def save(self, path: Path | str, *, overwrite: bool = False) -> None:
+        """Write the model as a folder: `model.safetensors` and `model.json`; whole, or not at all.
+
+        It holds the support embeddings, and the encoder where its weights are our own; published weights are named, with
+        their revision. Raises MultifslError where `path` exists already.
+        """
+        check_is_fitted(self)
+        path, encoder = Path(path), self.method_.encoder
+        if path.exists() and not (path / MODEL_JSON).is_file():
+            raise MultifslError(f"{path} exists and is no model; choose another place")
+        info = {
+            "encoder": None if isinstance(encoder, Features) else resolved(encoder),
+            "dim": encoder.dim,
+            "modality": encoder.modality,
+            "method": resolved(self.method_),
+            "encoder_weights": "published" if encoder.published else "inside",
+            "classes": self.classes_.tolist(),
+            "n_features": getattr(self, "n_features_in_", None),
+            "false_accept": self.false_accept,
+            "unknown_label": self.unknown_label,
+            "batch_size": self.batch_size,
+            "versions": versions(),
+        }
+        tensors = {
+            "support": self.support_,
+            "labels": torch.from_numpy(np.searchsorted(self.classes_, self.support_labels_)),
+        }
+        state = self.method_.state_dict()
+        tensors |= {f"method.{k}": v for k, v in state.items() if not (encoder.published and k.startswith("encoder."))}
+        try:
+            json.dumps(info)
+        except TypeError as error:
+            raise MultifslError(
+                f"labels are saved as JSON, and must be texts, numbers or truth values: {error}"
+            ) from error
+        write_folder(path, lambda folder: write_pair(folder, MODEL_JSON, info, tensors), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: Path | str, *, allow_download: bool = False, device: str = "auto") -> Self:
+        """Read a model that `save` wrote. Runs no code from it, and downloads nothing unless `allow_download`.
+
+        Raises:
+            MultifslError: no model there; or its encoder's published weights are not on this machine. BadFile: a damaged one.
+        """
+        path = Path(path)
+        info, tensors = read_pair(path, MODEL_JSON, "model")
+        source = path / MODEL_JSON
+        classes, dim = info.get("classes"), info.get("dim")
+        if (
+            not isinstance(classes, list)
+            or not classes
+            or not isinstance(dim, int)
+            or dim < 1
+            or not isinstance(info.get("method"), str)
+        ):
+            raise BadFile(f"{source} lacks the classes, the width or the method of a model")
+        method: Any
+        if info.get("encoder") is None:
+            method = build("methods", info["method"], encoder=Features(dim))
+        else:
+            method = build_pair(info, source, allow_download=allow_download)
+        encoder, weights = (
+            method.encoder,
+            {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")},
+        )
+        published = info.get("encoder_weights") == "published"
+        if published:
+            weights |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+        load_weights(method, weights, path / "model.safetensors")
+        encoder.published = published
+        support, codes = tensors.get("support"), tensors.get("labels")
+        if (
+            support is None or codes is None or support.ndim != 2 or support.shape[1] != dim or codes.shape != support.shape[:1]
+            or codes.dtype != torch.int64 or not bool((torch.bincount(codes.clamp(min=0), minlength=len(classes)) > 0).all())
+            or int(codes.min()) < 0 or int(codes.max()) >= len(classes)
+        ):  # fmt: skip
+            raise BadFile(f"the examples in {path / 'model.safetensors'} do not fit the classes in {source.name}")
+        model = cls(
+            None if info["encoder"] is None else encoder, info["method"], false_accept=info.get("false_accept", 0.05),
+            unknown_label=info.get("unknown_label"), batch_size=info.get("batch_size", 64), device=device,
+        )  # fmt: skip
+        where = pick_device(device)
+        if info.get("n_features") is not None:
+            model.n_features_in_ = info["n_features"]
+        model._set_support(method.to(where).eval(), support.to(where), np.array(classes)[codes.numpy()])
+        return model
+
+    @classmethod
+    def from_run(cls, run: Path | str, *, device: str = "auto", allow_download: bool = False) -> Self:
+        """A classifier, not yet fitted, on the encoder and the method of a training run."""
+        loaded = load_run(run, device=pick_device(device), allow_download=allow_download)
+        model = cls(loaded.method.encoder, resolved(loaded.method), device=device)
+        model._trained = loaded.method
+        return model
+
+    # ---- inside ----
+
+    def _open_encoder(self, width: int | None) -> Encoder:
+        if width is not None:
+            return Features(width)
+        return build("encoders", self.encoder) if isinstance(self.encoder, str) else self.encoder  # type: ignore[return-value]
+
+    def _open_method(self, encoder: Encoder) -> EmbeddingMethod:
+        trained = getattr(self, "_trained", None)
+        if trained is not None and trained.encoder is encoder and resolved(trained) == self.method:
+            return trained  # type: ignore[no-any-return]
+        method: EmbeddingMethod = build("methods", self.method, encoder=encoder)
+        return method.to(pick_device(self.device)).eval()
+
+    def _set_support(self, method: EmbeddingMethod, z: Tensor, labels: np.ndarray) -> None:
+        """Adapt to all examples, then take the new state over at once."""
+        classes, codes = np.unique(labels, return_inverse=True)
+        if method.max_way is not None and len(classes) > method.max_way:
+            raise MultifslError(f"{resolved(method)} tells at most {method.max_way} classes apart, not {len(classes)}")
+        with torch.inference_mode():
+            y = torch.from_numpy(codes.astype(np.int64)).to(z.device)
+            state = method.adapt(Batch(z, y), torch.ones(len(classes), dtype=torch.bool, device=z.device))
+        self.method_, self.state_, self.support_, self.support_labels_, self.classes_ = (
+            method,
+            state,
+            z,
+            labels,
+            classes,
+        )
+        self.counts_ = dict(zip(classes.tolist(), np.bincount(codes).tolist(), strict=True))
+
+    def _embed(self, X: Any, encoder: Encoder) -> Tensor:
+        """Embeddings [B, D] of items, all of which must be readable."""
+        where = pick_device(self.device)
+        if isinstance(encoder, Features):
+            return torch.from_numpy(np.ascontiguousarray(X)).to(where, torch.float32 if where.type == "mps" else None)
+        if isinstance(X, str | Path):
+            raise MultifslError(f"X is a sequence of items; one {type(X).__name__} came: write [x]")
+        if len(X) == 0:
+            raise MultifslError("X has no items")
+        parts = []
+        for start in range(0, len(X), EMBED_BLOCK):
+            loaded = [encoder.load(_item(X, i)) for i in range(start, min(start + EMBED_BLOCK, len(X)))]
+            parts.append(full_precision(encoder.to(where).embed(collate_blocks(encoder, loaded), self.batch_size)))
+        return _finite(torch.cat(parts), X)
+
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        if self.encoder is None:
+            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        with torch.inference_mode():
+            logits = self.method_.classify(self.state_, self._embed(X, self.method_.encoder).to(self.support_.dtype))
+        return logits.cpu().double().numpy()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "state_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.encoder is not None:
+            tags.input_tags.two_d_array, tags.input_tags.string = False, True
+        return tags
+
+
+def _finite(z: Tensor, items: Any) -> Tensor:
+    """z [B, D], if every row of it is finite."""
+    finite = torch.isfinite(z).all(dim=1)
+    if not bool(finite.all()):
+        position = int((~finite).nonzero()[0])
+        raise BadItem(f"the embedding of item {position} ({str(_item(items, position))[:80]}) is not finite")
+    return z
+
+
+def _item(X: Any, index: int) -> Any:
+    return X.iloc[index] if hasattr(X, "iloc") else X[index]
+
+
+def _labels(y: Any, count: int) -> np.ndarray:
+    """Labels as an array [n]. Raises MultifslError where their number is not that of the items."""
+    labels = column_or_1d(np.asarray(y, dtype=object) if _texts(y) else y)
+    labels = np.asarray(labels.tolist()) if labels.dtype == object else np.asarray(labels)
+    if len(labels) != count:
+        raise MultifslError(f"X has {count} items, y has {len(labels)} labels; one label an item is needed")
+    if labels.dtype.kind not in "biufUS":
+        raise MultifslError(f"labels must be texts or numbers, not {labels.dtype}")
+    return labels
+
+
+def _texts(y: Any) -> bool:
+    return isinstance(y, Sequence) and len(y) > 0 and isinstance(y[0], str)
+
+
+def _kind(labels: np.ndarray) -> str:
+    return "text" if labels.dtype.kind in "US" else "number"
+
+
+def _some(classes: np.ndarray) -> str:
+    shown = ", ".join(str(c) for c in classes[:20])
+    return shown if len(classes) <= 20 else f"{shown}, ... ({len(classes)} in all)"

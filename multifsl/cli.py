@@ -1,0 +1,541 @@
+"""The command line: a thin layer over the Python functions.
+
+Results go to stdout; progress, notices, warnings and errors to stderr. Exit codes: 0 done; 2 the user's error, one message;
+1 ours. Heavy modules are imported inside the commands, so that `--help` is immediate.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from multifsl import __version__
+from multifsl.errors import MultifslError
+
+if TYPE_CHECKING:
+    from multifsl.classifier import FewShotClassifier
+    from multifsl.task import Items, Task
+
+app = typer.Typer(
+    name="multifsl",
+    help="Learn new classes of images, voices and texts from a handful of examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+# ---- options that several commands share ----
+
+Modality = Literal["image", "speech", "text"]
+_debug = False
+
+
+def _set_debug(value: bool) -> bool:
+    global _debug
+    _debug = _debug or value
+    return value
+
+
+def _add_plugins(paths: list[Path] | None) -> list[Path] | None:
+    if paths:
+        from multifsl.registry import add_plugin
+
+        for path in paths:
+            add_plugin(path)
+    return paths
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"multifsl {__version__}")
+        raise typer.Exit
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug, is_eager=True)
+]
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        help="A Python file with your own encoder, method or task; it is run.",
+        callback=_add_plugins,
+        is_eager=True,
+    ),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Where the data folders are; else $MULTIFSL_DATA, else the user's cache.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")]
+Way = Annotated[str, typer.Option(help="Classes an episode: a number, or a range such as 5-20.")]
+Shot = Annotated[str, typer.Option(help="Support items a class: a number, or a range.")]
+Query = Annotated[int, typer.Option(help="Query items a class.")]
+Seed = Annotated[int, typer.Option(help="Seed of the episodes, and of random weights.", min=0)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+AllowDownload = Annotated[
+    bool,
+    typer.Option("--allow-download", help="Let the model's encoder be downloaded where it is not on this machine."),
+]
+Disjoint = Annotated[
+    bool, typer.Option("--disjoint-groups", help="Support and query share no recording, session or drawer.")
+]
+Imbalance = Annotated[float, typer.Option(help="0: equal shots; above: support items shared out unevenly.", min=0.0)]
+
+SkipSmall = Annotated[
+    bool, typer.Option("--skip-small-classes", help="Leave out classes that are too small, instead of an error.")
+]
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+# ---- commands ----
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        Literal["encoders", "methods", "tasks", "models"] | None, typer.Argument(help="Of one kind only.")
+    ] = None,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """List the encoders, methods, tasks and shipped models."""
+    from rich.table import Table
+
+    from multifsl import registry
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("kind", "name", "what it is"):
+        table.add_column(column)
+    for one in registry.KINDS:
+        for name in registry.names(one) if kind in (None, one) else []:
+            table.add_row(one[:-1], name, registry.summary(one, name))
+    if table.row_count:
+        _console().print(table)
+    else:
+        print("no trained models come with this version; `multifsl train` makes your own")
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(metavar="TASK", help='Such as omniglot, or "speech_commands + librispeech".')],
+    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help='Such as conv4, or "ecapa(channels=256)".')],
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="Such as prototypical, or \"prototypical(distance='cosine')\".")
+    ],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run's folder.")],
+    way: Way = "5",
+    shot: Shot = "1",
+    query: Query = 15,
+    episodes_per_step: Annotated[int, typer.Option(help="Episodes a step.", min=1)] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="How many steps (1000 where --minutes is not given either).", min=1)
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="How long instead of how many steps.")] = None,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate at the start; it falls to 0 along a cosine.")] = 1e-3,
+    seed: Seed = 0,
+    precision: Annotated[Literal["float32", "bfloat16"], typer.Option(help="The encoder's arithmetic.")] = "float32",
+    disjoint_groups: Disjoint = False,
+    imbalance: Imbalance = 0.0,
+    skip_small_classes: SkipSmall = False,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    overwrite: Overwrite = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Meta-train an encoder and a method on a task's train classes."""
+    from multifsl.training import keep_memory
+    from multifsl.training import train as run_training
+
+    keep_memory()
+    with _training_line() as report:
+        run = run_training(
+            task, encoder, method, out=out, way=_range("way", way), shot=_range("shot", shot), query=query,
+            episodes_per_step=episodes_per_step, steps=steps, minutes=minutes, lr=lr, seed=seed, precision=precision,
+            disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes, device=device,
+            data_root=data_root, resume=resume, overwrite=overwrite,
+            report=report, progress=_track,
+        )  # fmt: skip
+    done = run.info["metrics"]
+    validated = (
+        f", validation accuracy {done['val_accuracy']:.4f} at step {done['val_step']}" if "val_accuracy" in done else ""
+    )
+    print(f"{out}: {done['steps_done']} steps in {done['seconds']:.0f} s{validated}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run's folder; or give --task and --encoder.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The task; by default the run's own.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="An encoder as it is, no training.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="With --encoder: the method. By default prototypical(distance='cosine').")
+    ] = None,
+    split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="Which classes.")] = "test",
+    way: Way = "5",
+    shot: Shot = "1",
+    query: Query = 15,
+    episodes: Annotated[int, typer.Option(help="How many episodes.", min=2)] = 1000,
+    seed: Seed = 0,
+    disjoint_groups: Disjoint = False,
+    imbalance: Imbalance = 0.0,
+    skip_small_classes: SkipSmall = False,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    json_: Json = None,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Accuracy over episodes, of a run or of an encoder as it is."""
+    from multifsl.evaluation import DEFAULT_METHOD
+    from multifsl.evaluation import evaluate as run_evaluation
+
+    if run is not None and method is not None:
+        raise MultifslError("a run has its method; --method goes with --encoder")
+    result = run_evaluation(
+        run, task=task, encoder=encoder, split=split, way=_range("way", way), shot=_range("shot", shot), query=query,
+        episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance, device=device, data_root=data_root,
+        skip_small_classes=skip_small_classes, progress=_track, method=method or DEFAULT_METHOD,
+    )  # fmt: skip
+    if json_ is not None:
+        _write_json(result.to_json(), json_)
+    if json_ != "-":
+        kind = "transductive" if result.transductive else "inductive"
+        print(f"{result.task}, {result.split} classes\n{result.encoder}\n{result.method}, {kind}")
+        print(
+            f"{way}-way {shot}-shot, {query} queries a class, {episodes} episodes, seed {seed}: "
+            f"accuracy {result.accuracy:.4f} ± {result.ci95:.4f} (95 % over episodes)"
+        )
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="A folder or zip file with one folder a class, or JSON lines or CSV of texts."
+        ),
+    ],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder to write.")],
+    run: Annotated[Path | None, typer.Option(help="Take the encoder and the method of a run.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="The encoder.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="The method; by default the run's, or prototypical(distance='cosine').")
+    ] = None,
+    modality: Annotated[Modality | None, typer.Option(help="What the items are, where the files do not say.")] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Learn the classes of a folder or a file of texts, and save the model."""
+    if run is not None and encoder is not None:
+        raise MultifslError("give --run or --encoder, not both")
+    if model.exists() and not overwrite:
+        raise MultifslError(f"{model} exists already; choose another place, or give --overwrite")
+    task = _own_task(data, modality)
+    if run is None and encoder is None:
+        if task.modality != "text":
+            raise MultifslError(
+                f"say which encoder is to read the {task.modality} items: --run RUN (one that `multifsl train` made) or --encoder, "
+                f"one of {', '.join(_encoders_of(task.modality))}"
+            )
+        encoder = "transformer"
+    from multifsl.classifier import FewShotClassifier
+    from multifsl.evaluation import DEFAULT_METHOD
+
+    if run is not None:
+        classifier = FewShotClassifier.from_run(run, device=device, allow_download=True)
+        if method is not None:
+            classifier.set_params(method=method)
+    else:
+        classifier = FewShotClassifier(encoder, method or DEFAULT_METHOD, device=device)
+    items = task.items("all")
+    _fit(classifier, items, task)
+    classifier.save(model, overwrite=overwrite)
+    print(f"{model}: {len(classifier.classes_)} classes from {sum(classifier.counts_.values())} examples")
+
+
+@app.command()
+def enroll(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="A new class, or a known one.")],
+    items: Annotated[list[str], typer.Argument(metavar="ITEM...", help="Files, or the texts themselves.")],
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Add examples of a new or a known class to a model."""
+    classifier = _load(model, device, allow_download)
+    own = _own_label(classifier, label)
+    classifier.partial_fit(items, [own] * len(items))
+    classifier.save(model, overwrite=True)
+    print(f"{model}: {label} has {classifier.counts_[own]} examples; {len(classifier.classes_)} classes")
+
+
+@app.command()
+def forget(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    label: Annotated[str, typer.Argument(metavar="LABEL")],
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Remove a class and its examples from a model."""
+    classifier = _load(model, device, allow_download)
+    classifier.forget(_own_label(classifier, label)).save(model, overwrite=True)
+    print(f"{model}: forgot {label}; {len(classifier.classes_)} classes")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    items: Annotated[
+        list[str] | None, typer.Argument(metavar="[ITEM...]", help="Files, or the texts themselves.")
+    ] = None,
+    file: Annotated[str | None, typer.Option("--file", help="One item a line; - is standard input.")] = None,
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    json_: Json = None,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Say which class each item is of."""
+    chosen = [*(items or []), *(_lines(file) if file is not None else [])]
+    if not chosen:
+        raise MultifslError("nothing to predict: give items, or --file with one item a line")
+    classifier = _load(model, device, allow_download)
+    results = _predictions(classifier, chosen)
+    if json_ is not None:
+        _write_json({"schema": 1, "results": results}, json_)
+    if json_ != "-":
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("item", "label", "probability"):
+            table.add_column(column, overflow="fold")
+        for row in results:
+            table.add_row(row["item"], str(row["label"]), f"{row['probability']:.3f}")
+        _console().print(table)
+
+
+@app.command()
+def demo(device: Device = "auto", json_: Json = None, debug: Debug = False) -> None:
+    """Check the installation: learn, add and recognise classes of all three modalities, on data that come with it."""
+    from multifsl.demo import run_demo
+
+    results = run_demo(device=device, say=_stderr if json_ == "-" else print)
+    if json_ is not None:
+        _write_json(results, json_)
+
+
+# ---- what the commands share ----
+
+
+def _range(name: str, text: str) -> int | tuple[int, int]:
+    try:
+        low, dash, high = text.partition("-")
+        return (int(low), int(high)) if dash else int(low)
+    except ValueError:
+        raise MultifslError(f"--{name} takes a number or a range such as 5-20, not {text!r}") from None
+
+
+_OWN_TASKS = {"image": "images", "speech": "speakers", "text": "texts"}
+
+
+def _own_task(data: Path, modality: Modality | None) -> "Task":
+    """The user's files as a task, its modality read from the files' suffixes where it is not given."""
+    from multifsl.registry import find
+
+    name = _OWN_TASKS[modality if modality is not None else _guess_modality(data)]
+    task: Task = find("tasks", name)(str(data))
+    return task
+
+
+def _guess_modality(data: Path) -> str:
+    """The modality that most files are of."""
+    from multifsl.archive import members
+    from multifsl.registry import find
+
+    if not data.exists():
+        raise MultifslError(f"there are no data at {data}")
+    if data.is_dir():
+        files = [f.name.lower() for f in data.rglob("*") if f.is_file()]
+    else:
+        files = [m.name.lower() for m in members(data)] if data.suffix.lower() == ".zip" else [data.name.lower()]
+    suffixes = {kind: find("tasks", name).suffixes() for kind, name in _OWN_TASKS.items()}  # type: ignore[attr-defined]
+    counts = {kind: sum(f.endswith(ends) for f in files) for kind, ends in suffixes.items()}
+    best = max(counts, key=lambda kind: counts[kind])
+    if counts[best] == 0:
+        known = "; ".join(f"{kind}: {' '.join(ends)}" for kind, ends in suffixes.items())
+        raise MultifslError(
+            f"{data} has no images, clips or texts by their suffixes ({known}); say what it holds with --modality"
+        )
+    return best
+
+
+def _encoders_of(modality: str) -> list[str]:
+    from multifsl import registry
+
+    return [name for name in registry.names("encoders") if registry.find("encoders", name).modality == modality]  # type: ignore[attr-defined]
+
+
+def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
+    from multifsl.registry import build, resolved
+
+    if isinstance(classifier.encoder, str):
+        classifier.set_params(encoder=build("encoders", classifier.encoder, task=task))
+    encoder = classifier.encoder
+    assert encoder is not None and not isinstance(encoder, str)
+    if encoder.modality != task.modality:
+        raise MultifslError(
+            f"the encoder {resolved(encoder)!r} reads {encoder.modality} items, but the data are {task.modality} items"
+        )
+    classifier.fit_items(items, progress=_track)
+
+
+def _load(model: Path, device: str, allow_download: bool) -> "FewShotClassifier":
+    from multifsl.classifier import FewShotClassifier
+
+    return FewShotClassifier.load(model, device=device, allow_download=allow_download)
+
+
+def _own_label(classifier: "FewShotClassifier", label: str) -> Any:
+    """The label in the model's own type: a text, or a number where its labels are numbers."""
+    if classifier.classes_.dtype.kind in "US":
+        return label
+    try:
+        return classifier.classes_.dtype.type(json.loads(label))
+    except (ValueError, TypeError):
+        raise MultifslError(f"the labels of this model are numbers; {label!r} is none") from None
+
+
+def _predictions(classifier: "FewShotClassifier", items: list[str], best: int = 5) -> list[dict[str, Any]]:
+    probabilities = classifier.predict_proba(items)
+    labels = classifier.classes_.tolist()
+    results = []
+    for item, row in zip(items, probabilities, strict=True):
+        top = [{"label": labels[i], "probability": float(row[i])} for i in (-row).argsort(kind="stable")[:best]]
+        results.append({"item": item, **top[0], "known": True, "best": top})
+    return results
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise MultifslError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise MultifslError(f"{file} is not UTF-8 text: {error}") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _write_json(content: Any, target: str) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    if target == "-":
+        print(text)
+        return
+    try:
+        Path(target).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise MultifslError(f"cannot write {target}: {error.strerror}") from None
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _track(sequence: Any, description: str = "working", total: int | None = None) -> Any:
+    """A progress bar on stderr for work that takes longer than a second; nothing in a pipe."""
+    from rich.progress import track
+
+    return track(
+        sequence,
+        description=description,
+        total=total,
+        console=_console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+@contextmanager
+def _training_line() -> Iterator[Any]:
+    """A live line on a terminal, a plain line now and then elsewhere; both on stderr."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    live = sys.stderr.isatty()
+    columns = [
+        TextColumn("training"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    shown = 0.0
+
+    with Progress(*columns, console=_console(stderr=True), disable=not live) as progress:
+        line = progress.add_task("training", total=1.0, figures="reading data")
+
+        def report(step: int, fraction: float, row: dict[str, float]) -> None:
+            nonlocal shown
+            best = f", best validation {row['best']:.4f}" if row["best"] >= 0 else ""
+            rate = f"{row['episodes_per_second']:.1f} episodes/s"
+            figures = f"step {step}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}{best}, {rate}"
+            progress.update(line, completed=fraction, figures=figures)
+            if not live and (fraction >= shown + 0.05 or fraction >= 1):
+                shown = fraction
+                _stderr(f"{fraction:4.0%} {figures}")
+
+        yield report
+
+
+def main() -> None:
+    """The `multifsl` command."""
+    warnings.showwarning = lambda message, *_args, **_kwargs: _stderr(f"warning: {message}")
+    try:
+        app()
+    except MultifslError as error:
+        if _debug:
+            raise
+        _stderr(f"error: {error}")
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if _debug:
+            raise
+        _stderr(f"internal error: {type(error).__name__}: {error}\nThis is a fault of multifsl; --debug shows where.")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

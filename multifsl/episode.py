@@ -1,0 +1,312 @@
+"""Episodes: what a few-shot task is made of, and the sampler that draws them.
+
+Shape letters: T tasks, S support items, Q query items, N ways (classes), B items of any batch, L padded length,
+`*` the shape of one item.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multifsl.errors import MultifslError
+
+Inputs = Tensor | dict[str, Tensor]
+"""A batch for an encoder, first axis = items: a tensor [B, *] or a dict of them. In a dict, every leaf of two or more
+axes is padded along axis 1, and the valid lengths stand in "length" [B] or "attention_mask" [B, L]."""
+
+PADDING = -1  # a row that is not there: never counted, never seen by another row
+UNKNOWN = -2  # a query of no class in the episode
+
+
+class Batch(NamedTuple):
+    """Items and their labels within the episode.
+
+    x: Inputs [B, *]. y: int64 [B], 0..N-1; -1 = padding, ignored; -2 = of no known class.
+    """
+
+    x: Inputs
+    y: Tensor
+
+
+class Episode(NamedTuple):
+    """One few-shot task, or, with a leading axis T on every leaf, a meta-batch of them.
+
+    present: bool [N], the classes that take part (a variable way is False entries). `padded=False` is the promise that
+    no row is padding (the sampler keeps it); it spares a look at `y`, which on an accelerator would be a host sync.
+    """
+
+    support: Batch
+    query: Batch
+    present: Tensor
+    padded: bool = True
+
+
+# ---- inputs: the few things that are done to a batch without knowing what is in it ----
+
+
+def map_inputs(function: Callable[[Tensor], Tensor], x: Inputs) -> Inputs:
+    """Apply `function` to every leaf.
+
+    >>> map_inputs(lambda leaf: leaf[:1], {"wave": torch.zeros(3, 8)})["wave"].shape
+    torch.Size([1, 8])
+    """
+    if isinstance(x, Tensor):
+        return function(x)
+    return {name: function(leaf) for name, leaf in x.items()}
+
+
+def concat(batches: Sequence[Inputs], dim: int = 0) -> Inputs:
+    """Join batches of equal item shape along `dim`.
+
+    >>> concat([torch.zeros(2, 3), torch.ones(1, 3)]).shape
+    torch.Size([3, 3])
+    """
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.cat([b for b in batches if isinstance(b, Tensor)], dim)
+    return {name: torch.cat([b[name] for b in batches if isinstance(b, dict)], dim) for name in first}
+
+
+def first_leaf(x: Inputs) -> Tensor:
+    return x if isinstance(x, Tensor) else next(iter(x.values()))
+
+
+def size(x: Inputs) -> int:
+    """The number of items."""
+    return first_leaf(x).shape[0]
+
+
+def lengths(x: Inputs) -> Tensor | None:
+    """Valid length of each item, int64 [B]; None where items are not of variable length.
+
+    >>> lengths({"input_ids": torch.zeros(1, 4), "attention_mask": torch.tensor([[1, 1, 1, 0]])})
+    tensor([3])
+    """
+    if isinstance(x, Tensor):
+        return None
+    if "length" in x:
+        return x["length"]
+    return x["attention_mask"].sum(1) if "attention_mask" in x else None
+
+
+def trim(x: Inputs, longest: int) -> Inputs:
+    """Cut the padded axis down to `longest`.
+
+    >>> trim({"wave": torch.zeros(2, 9), "length": torch.tensor([4, 5])}, 5)["wave"].shape
+    torch.Size([2, 5])
+    """
+    return x if isinstance(x, Tensor) else map_inputs(lambda leaf: leaf[:, :longest] if leaf.ndim > 1 else leaf, x)
+
+
+# ---- the sampler ----
+
+
+class Indices(NamedTuple):
+    """One task as rows of the data: support [S], support_y [S], query [Q], query_y [Q]; classes [N], the data's labels."""
+
+    support: np.ndarray
+    support_y: np.ndarray
+    query: np.ndarray
+    query_y: np.ndarray
+    classes: np.ndarray
+
+
+Range = int | tuple[int, int]
+
+
+class EpisodeSampler:
+    """Draws episodes from labelled items; task `t` of step `s` is a pure function of (seed, s, t).
+
+    Whoever asks gets the same tasks, so that processes can share a step by slicing its tasks, and a resumed run goes on
+    as if it had never stopped. Way and shot may be ranges: they are drawn once a step, so that the tasks of a step have
+    one shape and need no padding.
+
+    Args:
+        labels: int [n], the class of each item, 0..C-1.
+        way, shot: an int, or an inclusive range (low, high). query: items a class in the query set.
+        class_names: for error messages. groups: int [n], the recording, session or drawer of each item.
+        sources: int [C], which data set each class is from; an episode stays within one.
+        disjoint_groups: support and query share no group.
+        skip_small_classes: leave out the classes with fewer than shot + query items, with a warning, instead of an error.
+        imbalance: 0 gives every class `shot` support items; above, the S = way * shot items are shared out at random
+            (Dirichlet of concentration 1 / imbalance), each class keeping at least one.
+
+    Raises:
+        MultifslError: fewer classes or items than asked for, naming the class and what would fit.
+
+    >>> sampler = EpisodeSampler(np.repeat(np.arange(10), 20), way=5, shot=1, query=15, seed=0)
+    >>> task = sampler.task(step=0, index=0)
+    >>> task.support.shape, task.query.shape, bool(np.isin(task.support, task.query).any())
+    ((5,), (75,), False)
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        way: Range = 5,
+        shot: Range = 1,
+        query: int = 15,
+        seed: int = 0,
+        class_names: Sequence[str] | None = None,
+        groups: np.ndarray | None = None,
+        sources: np.ndarray | None = None,
+        disjoint_groups: bool = False,
+        imbalance: float = 0.0,
+        skip_small_classes: bool = False,
+    ) -> None:
+        self.way, self.shot, self.query, self.seed, self.imbalance = (
+            _range("way", way),
+            _range("shot", shot),
+            query,
+            seed,
+            imbalance,
+        )
+        labels = np.asarray(labels)
+        n_classes = int(labels.max(initial=-1)) + 1
+        self.names = [str(c) for c in range(n_classes)] if class_names is None else list(class_names)
+        order = np.argsort(labels, kind="stable")
+        self.rows = (
+            np.split(order, np.cumsum(np.bincount(labels, minlength=len(self.names)))[:-1]) if len(self.names) else []
+        )
+        sources = np.zeros(len(self.names), dtype=np.int64) if sources is None else np.asarray(sources)
+        if skip_small_classes:
+            sources = self._without_small(sources)
+        self.pools = [np.flatnonzero(sources == s) for s in np.unique(sources[sources >= 0])]
+        if disjoint_groups and groups is None:
+            raise MultifslError("support and query are to share no group, but these items have no groups")
+        self.groups = np.asarray(groups) if disjoint_groups else None
+        self._check()
+
+    def _check(self) -> None:
+        if self.query < 1:
+            raise MultifslError(f"query must be at least 1, not {self.query}")
+        if self.imbalance < 0:
+            raise MultifslError(f"imbalance must be 0 or more, not {self.imbalance}")
+        if not self.pools:
+            raise MultifslError("there is no class to draw episodes from: the data are empty")
+        smallest = min(self.pools, key=len)
+        if len(smallest) < self.way[1]:
+            raise MultifslError(
+                f"way {self.way[1]} asks for more classes than there are: {len(smallest)} "
+                f"(such as {', '.join(self.names[c] for c in smallest[:3])}); at most --way {len(smallest)} fits"
+            )
+        used = np.concatenate(self.pools)
+        counts = np.array([len(self.rows[c]) for c in used])
+        need = self.shot[1] + self.query
+        if counts.min() < need:
+            worst = int(counts.argmin())
+            name = self.names[used[worst]]
+            least, items = int(counts[worst]), "item" if counts[worst] == 1 else "items"
+            shot = min(self.shot[1], least - 1)
+            fits = (
+                f"shot + query may be at most {least}, such as --shot {shot} --query {least - shot}"
+                if least > 1
+                else "an episode needs at least 2 items of each class"
+            )
+            raise MultifslError(
+                f"class {name!r} has {least} {items}, but {self.shot[1]} shot + {self.query} query items ask for {need} "
+                f"({(counts < need).sum()} of {len(counts)} classes are too small): {fits}; "
+                "or leave small classes out (--skip-small-classes)"
+            )
+
+    def _without_small(self, sources: np.ndarray) -> np.ndarray:
+        """`sources` with -1 for the classes that no episode can use."""
+        small = np.array([len(rows) < self.shot[1] + self.query for rows in self.rows])
+        if small.any() and not small.all():
+            named = ", ".join(self.names[c] for c in np.flatnonzero(small)[:5])
+            warnings.warn(
+                f"left out {small.sum()} of {len(small)} classes, which have fewer than {self.shot[1]} shot + "
+                f"{self.query} query items: {named}{', ...' if small.sum() > 5 else ''}",
+                stacklevel=3,
+            )
+            return np.where(small, -1, sources)
+        return sources
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """(way, shot) of a step."""
+        rng = np.random.default_rng((self.seed, step))
+        return int(rng.integers(self.way[0], self.way[1] + 1)), int(rng.integers(self.shot[0], self.shot[1] + 1))
+
+    def task(self, step: int, index: int = 0) -> Indices:
+        """Task `index` of step `step`."""
+        way, shot = self.shape(step)
+        rng = np.random.default_rng((self.seed, step, index, 1))
+        pool = self.pools[0]
+        if len(self.pools) > 1:
+            weights = np.array([len(p) for p in self.pools], dtype=np.float64)
+            pool = self.pools[rng.choice(len(self.pools), p=weights / weights.sum())]
+        classes = rng.choice(pool, way, replace=False)
+        shots = self._shots(rng, classes, shot)
+        if self.groups is None:
+            picks = [
+                rng.choice(self.rows[c], k + self.query, replace=False) for c, k in zip(classes, shots, strict=True)
+            ]
+            support = [p[:k] for p, k in zip(picks, shots, strict=True)]
+            query = [p[k:] for p, k in zip(picks, shots, strict=True)]
+        else:
+            support, query = self._split_groups(rng, classes, shots)
+        y = np.arange(way)
+        return Indices(
+            np.concatenate(support), np.repeat(y, shots), np.concatenate(query), np.repeat(y, self.query), classes
+        )
+
+    def tasks(self, step: int, count: int, *, rank: int = 0, world: int = 1) -> list[Indices]:
+        """The tasks of a step that fall to process `rank` of `world`: rank, rank + world, ..."""
+        return [self.task(step, index) for index in range(rank, count, world)]
+
+    def _shots(self, rng: np.random.Generator, classes: np.ndarray, shot: int) -> np.ndarray:
+        """Support items of each class [N], summing to N * shot whatever the imbalance."""
+        shots = np.full(len(classes), shot)
+        if self.imbalance == 0:
+            return shots
+        room = np.array([len(self.rows[c]) for c in classes]) - self.query
+        weights = rng.dirichlet(np.full(len(classes), 1.0 / self.imbalance))
+        shots = np.ones(len(classes), dtype=np.int64)
+        for _ in range(len(classes) * (shot - 1)):
+            open_weights = np.where(shots < room, weights + 1e-12, 0.0)
+            shots[rng.choice(len(classes), p=open_weights / open_weights.sum())] += 1
+        return shots
+
+    def _split_groups(
+        self, rng: np.random.Generator, classes: np.ndarray, shots: np.ndarray
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Deal whole groups to the support or the query side until every class has its items on both."""
+        assert self.groups is not None
+        for _ in range(50):  # a greedy deal can paint itself into a corner: shuffle and deal again
+            side: dict[int, int] = {}
+            support, query, stuck = [], [], -1
+            for c, k in zip(classes, shots, strict=True):
+                rows, of = self.rows[c], self.groups[self.rows[c]]
+                for g in rng.permutation(np.unique(of)):
+                    have = [sum(int((of == h).sum()) for h, s in side.items() if s == where) for where in (0, 1)]
+                    if int(g) not in side and (have[0] < k or have[1] < self.query):
+                        side[int(g)] = (
+                            0 if (have[0] / k <= have[1] / self.query and have[0] < k) or have[1] >= self.query else 1
+                        )
+                left = rows[[side.get(int(g)) == 0 for g in of]]
+                right = rows[[side.get(int(g)) == 1 for g in of]]
+                if len(left) < k or len(right) < self.query:
+                    stuck = int(c)
+                    break
+                support.append(rng.choice(left, k, replace=False))
+                query.append(rng.choice(right, self.query, replace=False))
+            if stuck < 0:
+                return support, query
+        sizes = np.unique(self.groups[self.rows[stuck]], return_counts=True)[1]
+        raise MultifslError(
+            f"class {self.names[stuck]!r} has {len(self.rows[stuck])} items in {len(sizes)} "
+            f"group{'s' * (len(sizes) != 1)}: they cannot be split into {shots.max()} shot + {self.query} query items "
+            "that share no group; ask for fewer, or allow shared groups"
+        )
+
+
+def _range(name: str, value: Range) -> tuple[int, int]:
+    low, high = (value, value) if isinstance(value, int) else value
+    if not 1 <= low <= high:
+        raise MultifslError(f"{name} must be at least 1, and a range must run from low to high; got {value}")
+    return low, high

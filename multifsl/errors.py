@@ -1,0 +1,23 @@
+"""The errors that a user can cause, and their tree:
+
+MultifslError(ValueError)      what was asked, what came, what is allowed, what to do
+├── BadItem                    one image, clip or text that cannot be used; names it
+├── DataNotFound               a data set or one of its files that is not there; says where it was looked for
+└── BadFile                    a run, model or data file that is damaged or not what its name says
+"""
+
+
+class MultifslError(ValueError):
+    """Something that the user asked for cannot be done; the message says why and what to do."""
+
+
+class BadItem(MultifslError):
+    """One item (image, clip, text) cannot be read or used."""
+
+
+class DataNotFound(MultifslError):
+    """A data set, or a file of it, is not where it was looked for."""
+
+
+class BadFile(MultifslError):
+    """A file is damaged, or is not what its name says."""

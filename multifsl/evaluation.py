@@ -1,0 +1,205 @@
+"""Evaluation: accuracy over episodes drawn by seed.
+
+Shape letters: T tasks, N ways, Q queries, n items of the split, D embedding width.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multifsl.bank import Bank, Progress, embed_items, sampler_of
+from multifsl.checkpoint import load_run
+from multifsl.encoder import Encoder
+from multifsl.episode import EpisodeSampler, Range
+from multifsl.errors import MultifslError
+from multifsl.functional import accuracy
+from multifsl.method import EmbeddingMethod, Method
+from multifsl.registry import build, resolved
+from multifsl.task import Items, Task, check_split
+
+DEFAULT_METHOD = "prototypical(distance='cosine')"
+CHUNK = 32  # episodes solved together: small enough to stay in the cache, large enough to hide the dispatch
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of a method over episodes.
+
+    accuracy: mean over episodes of the share of right queries, a fraction. ci95: half width of its 95 % interval over episodes
+    (normal, 1.96 standard errors), which takes the data set as given.
+    """
+
+    task: str
+    split: str
+    encoder: str
+    method: str
+    way: Range
+    shot: Range
+    query: int
+    episodes: int
+    seed: int
+    accuracy: float
+    ci95: float
+    transductive: bool
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate(
+    run: Path | str | None = None,
+    *,
+    task: str | Task | None = None,
+    encoder: str | Encoder | None = None,
+    method: str = DEFAULT_METHOD,
+    split: str = "test",
+    way: Range = 5,
+    shot: Range = 1,
+    query: int = 15,
+    episodes: int = 1000,
+    seed: int = 0,
+    disjoint_groups: bool = False,
+    imbalance: float = 0.0,
+    skip_small_classes: bool = False,
+    batch_size: int = 64,
+    device: str = "auto",
+    data_root: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a run, or an encoder as it is.
+
+    Args:
+        run: a run's folder. Its own task is taken unless `task` names another.
+        encoder, method: instead of a run, an encoder without further training and the method on top of it.
+        split: "train", "val", "test" or "all". way, shot: a number, or a range (low, high) drawn anew for every 32 episodes.
+        disjoint_groups: support and query share no recording, session or drawer. imbalance, skip_small_classes: see EpisodeSampler.
+        progress: wraps loops, such as `rich.progress.track`.
+
+    Raises:
+        MultifslError: what is asked for does not fit together, or the split is too small for it.
+
+    An example, on any folder with one folder of images a class:
+    `evaluate(task="images('photos')", encoder="conv4", split="all", shot=5).accuracy`
+    """
+    begin = time.perf_counter()
+    check_split(split)
+    if episodes < 2:
+        raise MultifslError(f"an interval needs at least 2 episodes, not {episodes}")
+    where = pick_device(device)
+    if run is not None:
+        if encoder is not None:
+            raise MultifslError("evaluate takes a run or an encoder, not both")
+        loaded = load_run(run, device=where, allow_download=True)
+        learner, info = loaded.method, loaded.info
+        task = info["task"] if task is None else task
+    elif encoder is None or task is None:
+        raise MultifslError("evaluate takes a run, or a task and an encoder")
+    data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
+    if run is None:
+        torch.manual_seed(seed)  # an encoder without published weights starts at random
+        network = build("encoders", encoder, task=data) if isinstance(encoder, str) else encoder
+        assert isinstance(network, Encoder)
+        if not network.published and isinstance(encoder, str):
+            warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=2)
+        learner = build("methods", method, encoder=network).to(where)
+    check_modality(learner, data)
+    scores = episode_accuracies(
+        learner, data.items(split), way=way, shot=shot, query=query, episodes=episodes, seed=seed,
+        disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes,
+        batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    return Evaluation(
+        task=resolved(data), split=split, encoder=resolved(learner.encoder), method=resolved(learner),
+        way=way, shot=shot, query=query, episodes=episodes, seed=seed, accuracy=float(scores.mean()),
+        ci95=half_width(scores), transductive=learner.transductive, seconds=round(time.perf_counter() - begin, 3),
+    )  # fmt: skip
+
+
+def episode_accuracies(
+    method: Method,
+    data: Items | Bank,
+    *,
+    way: Range = 5,
+    shot: Range = 1,
+    query: int = 15,
+    episodes: int = 1000,
+    seed: int = 0,
+    disjoint_groups: bool = False,
+    imbalance: float = 0.0,
+    skip_small_classes: bool = False,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Accuracy of each episode, float64 [episodes]; the items are embedded once, in evaluation mode."""
+    items = data.items if isinstance(data, Bank) else data
+    shape: dict[str, Any] = {
+        "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
+        "skip_small_classes": skip_small_classes,
+    }  # fmt: skip
+    sampler = sampler_of(items, **shape)  # asked for the impossible, it says so before the long part
+    assert isinstance(method, EmbeddingMethod)
+    if isinstance(data, Bank):
+        z = method.encoder.embed(data.x, batch_size)
+    else:
+        z, items = embed_items(method.encoder, data, batch_size=batch_size, progress=progress)
+        sampler = sampler_of(items, **shape)
+    return solve_embedded(method, Bank(z, items), sampler, episodes, progress)
+
+
+@torch.inference_mode()
+def solve_embedded(
+    method: EmbeddingMethod, bank: Bank, sampler: EpisodeSampler, episodes: int, progress: Progress | None = None
+) -> np.ndarray:
+    """Accuracy of each episode over a bank of embeddings [n, D]."""
+    was_training = method.training
+    method.eval()
+    out: list[Tensor] = []
+    steps: Iterable[int] = range(math.ceil(episodes / CHUNK))
+    for step in progress(steps, description="episodes", total=len(steps)) if progress else steps:  # type: ignore[arg-type]
+        batch = bank.episodes(sampler.tasks(step, min(CHUNK, episodes - step * CHUNK)))
+        out.append(accuracy(method.solve_embedded(batch).logits, batch.query.y))
+    method.train(was_training)
+    return torch.cat(out).cpu().double().numpy()
+
+
+def half_width(scores: np.ndarray) -> float:
+    """Half width of the 95 % interval of a mean over episodes.
+
+    >>> round(half_width(np.array([0.0, 1.0, 0.0, 1.0])), 3)
+    0.566
+    """
+    return float(1.96 * scores.std(ddof=1) / math.sqrt(len(scores)))
+
+
+def check_modality(method: Method, task: Task) -> None:
+    """An encoder reads one modality, and the task must be of it."""
+    if method.encoder.modality != task.modality:
+        raise MultifslError(
+            f"the encoder {resolved(method.encoder)!r} reads {method.encoder.modality} items, "
+            f"but the task {resolved(task)!r} has {task.modality} items"
+        )
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" is CUDA, else Apple's GPU, else the CPU. Raises MultifslError for a device that is not there."""
+    have: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if device == "auto":
+        return torch.device(next((name for name, there in have.items() if there()), "cpu"))
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise MultifslError(f"no device {device!r}; known: auto, cpu, cuda, mps") from None
+    if chosen.type not in ("cpu", *have) or (chosen.type in have and not have[chosen.type]()):
+        raise MultifslError(
+            f"the device {device!r} is not there; known here: {', '.join(['auto', 'cpu', *(n for n, t in have.items() if t())])}"
+        )
+    return chosen

@@ -1,0 +1,100 @@
+"""Prototypical networks.
+
+Snell, Swersky, Zemel: Prototypical Networks for Few-shot Learning. NeurIPS 2017. https://arxiv.org/abs/1703.05175
+
+    c_k = mean of f(x_i) over the support items of class k                          (equation 1)
+    p(y = k | x) = softmax over k of -d(f(x), c_k)                                  (equation 2)
+    loss = mean of -log p(y | x) over the queries
+
+with d the squared Euclidean distance. The paper trains with more ways than it tests with.
+
+Departures: none with `distance="euclidean"`. `distance="cosine"` takes the mean of length-1 embeddings and
+softmax(cos / temperature), which suits frozen encoders, whose embeddings differ in length for no reason of class.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multifsl.encoder import Encoder
+from multifsl.episode import Batch, Inputs
+from multifsl.errors import MultifslError
+from multifsl.functional import class_sums, cosine_similarities, full_precision, mask_absent, squared_distances
+from multifsl.method import EmbeddingMethod
+
+
+class PrototypicalState(NamedTuple):
+    """sums: [N, D], support embeddings added up by class; counts: [N]; present: bool [N]."""
+
+    sums: Tensor
+    counts: Tensor
+    present: Tensor
+
+
+class Prototypical(EmbeddingMethod):
+    """Nearest class mean.
+
+    Args:
+        distance: "euclidean" (squared, as in the paper) or "cosine".
+        temperature: what distances and cosines are divided by, a number above 0, or "learned", trained from 1 (euclidean)
+            or 0.1 (cosine). By default 1 for euclidean and "learned" for cosine.
+
+    >>> from multifsl.encoder import Features
+    >>> method = Prototypical(Features(2))
+    >>> support = Batch(torch.tensor([[0.0, 0.0], [0.0, 2.0], [5.0, 5.0]]), torch.tensor([0, 0, 1]))
+    >>> state = method.adapt(support, present=torch.tensor([True, True]))
+    >>> method.classify(state, torch.tensor([[0.0, 1.0]]))
+    tensor([[ -0., -41.]])
+    """
+
+    family = "metric"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        distance: Literal["euclidean", "cosine"] = "euclidean",
+        temperature: float | Literal["learned"] | None = None,
+    ) -> None:
+        super().__init__(encoder)
+        if distance not in ("euclidean", "cosine"):
+            raise MultifslError(f"no distance {distance!r}; known: 'euclidean', 'cosine'")
+        if temperature is None:
+            temperature = 1.0 if distance == "euclidean" else "learned"
+        if temperature != "learned" and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            raise MultifslError(f"temperature must be a number above 0 or 'learned', not {temperature!r}")
+        self.distance = distance
+        self.temperature = temperature
+        start = (1.0 if distance == "euclidean" else 0.1) if temperature == "learned" else float(temperature)
+        log_temperature = torch.tensor(math.log(start))
+        if temperature == "learned":
+            self.log_temperature = nn.Parameter(log_temperature)
+        else:
+            self.register_buffer("log_temperature", log_temperature, persistent=False)
+
+    def adapt(self, support: Batch, present: Tensor) -> PrototypicalState:
+        sums, counts = class_sums(self._embedding(support.x), support.y, present.shape[0])
+        return PrototypicalState(sums, counts, present)
+
+    def classify(self, state: PrototypicalState, x: Inputs) -> Tensor:
+        prototypes = state.sums / state.counts.clamp(min=1).unsqueeze(1)  # [N, D]
+        x = self._embedding(x)
+        euclidean = self.distance == "euclidean"
+        scores = -squared_distances(x, prototypes) if euclidean else cosine_similarities(x, prototypes)
+        return mask_absent(scores / self.log_temperature.exp(), state.present)
+
+    def update(self, state: PrototypicalState, support: Batch, present: Tensor) -> PrototypicalState:
+        sums, counts = class_sums(self._embedding(support.x), support.y, present.shape[0])
+        known = state.counts.shape[0]
+        sums[:known] += state.sums
+        counts[:known] += state.counts
+        return PrototypicalState(sums, counts, present)
+
+    def remove(self, state: PrototypicalState, label: int) -> PrototypicalState:
+        return PrototypicalState(*(torch.cat([leaf[:label], leaf[label + 1 :]]) for leaf in state))
+
+    def _embedding(self, x: Inputs) -> Tensor:
+        assert isinstance(x, Tensor)
+        return nn.functional.normalize(full_precision(x), dim=-1) if self.distance == "cosine" else full_precision(x)

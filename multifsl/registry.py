@@ -1,0 +1,227 @@
+"""Names and spec strings.
+
+A plug-in is one file in `encoders/`, `tasks/` or `multifsl/methods/`; the file's name is its name, a leading `_` hides it.
+Files are listed without importing them, so that `transformers` loads only where it is used. A spec is such a name with
+keyword arguments, `"conv4(width=32)"`; it is read by `ast`, literals only, and never evaluated.
+"""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+from multifsl.errors import MultifslError
+
+Kind = Literal["encoders", "methods", "tasks"]
+KINDS: tuple[Kind, ...] = ("encoders", "methods", "tasks")
+_BASES: dict[Kind, tuple[str, str]] = {
+    "encoders": ("multifsl.encoder", "Encoder"),
+    "methods": ("multifsl.method", "Method"),
+    "tasks": ("multifsl.task", "Task"),
+}
+_plugins: dict[Kind, dict[str, type]] = {kind: {} for kind in KINDS}
+
+
+class Spec(NamedTuple):
+    """A name and its arguments."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@cache
+def _files(kind: Kind) -> tuple[str, ...]:
+    spec = importlib.util.find_spec(f"multifsl.{kind}")
+    assert spec is not None and spec.submodule_search_locations is not None
+    folders = [Path(p) for p in spec.submodule_search_locations]
+    return tuple(sorted({f.stem for folder in folders for f in folder.glob("*.py") if not f.stem.startswith("_")}))
+
+
+def names(kind: Kind) -> list[str]:
+    """The known names of a kind, without importing them.
+
+    >>> "prototypical" in names("methods")
+    True
+    """
+    return sorted({*_files(kind), *_plugins[kind]})
+
+
+def summary(kind: Kind, name: str) -> str:
+    """The first line of a plug-in's page, without importing it."""
+    if name in _plugins[kind]:
+        text = sys.modules[_plugins[kind][name].__module__].__doc__ or ""
+    else:
+        spec = importlib.util.find_spec(f"multifsl.{kind}")
+        assert spec is not None and spec.submodule_search_locations is not None
+        paths = [Path(folder) / f"{name}.py" for folder in spec.submodule_search_locations]
+        text = ast.get_docstring(ast.parse(next(p for p in paths if p.exists()).read_text(encoding="utf-8"))) or ""
+    return text.strip().partition("\n")[0]
+
+
+def parse(text: str) -> list[Spec]:
+    """Spec strings, joined by `+`, as names and arguments.
+
+    >>> parse("omniglot(rotations=True)")
+    [Spec(name='omniglot', args=(), kwargs={'rotations': True})]
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise MultifslError(f"cannot read the spec {text!r}: write a name, or name(key=value, ...)") from error
+    return [_spec(node, text) for node in _summands(tree)]
+
+
+def _summands(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [*_summands(node.left), *_summands(node.right)]
+    return [node]
+
+
+def _spec(node: ast.expr, text: str) -> Spec:
+    if isinstance(node, ast.Name):
+        return Spec(node.id, (), {})
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
+        try:
+            args = tuple(ast.literal_eval(a) for a in node.args)
+            return Spec(node.func.id, args, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise MultifslError(
+                f"the spec {text!r} has an argument that is no plain value; allowed are numbers, strings, True, False, None, "
+                "and tuples, lists and dicts of them"
+            ) from error
+    raise MultifslError(f"cannot read the spec {text!r}: write a name, or name(key=value, ...)")
+
+
+def find(kind: Kind, name: str) -> type:
+    """The class behind a name. Raises MultifslError with the nearest known names where there is none."""
+    if name in _plugins[kind]:
+        return _plugins[kind][name]
+    if name not in _files(kind):
+        close = difflib.get_close_matches(name, names(kind), n=1)
+        hint = f" did you mean {close[0]!r}?" if close else ""
+        raise MultifslError(f"no {kind[:-1]} {name!r};{hint} known: {', '.join(names(kind))}")
+    found = _plugin_class(importlib.import_module(f"multifsl.{kind}.{name}"), kind)
+    assert found is not None, f"multifsl/{kind}/{name}.py has no class of its kind"
+    return found
+
+
+def _plugin_class(module: ModuleType, kind: Kind) -> type | None:
+    """The one public class of that kind that the module defines itself."""
+    home, base = _BASES[kind]
+    parent = getattr(importlib.import_module(home), base)
+    own = [
+        c
+        for n, c in vars(module).items()
+        if inspect.isclass(c) and issubclass(c, parent) and c.__module__ == module.__name__ and not n.startswith("_")
+    ]
+    if len(own) > 1:
+        raise MultifslError(f"{module.__file__} defines {', '.join(c.__name__ for c in own)}: one {kind[:-1]} a file")
+    return own[0] if own else None
+
+
+def add_plugin(path: Path | str) -> str:
+    """Add the user's own encoder, method or task from a Python file, under the file's name; returns that name.
+
+    The file is run: take only your own. A checkpoint never does this.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MultifslError(f"no plug-in file {path}")
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(f"multifsl_plugin_{name}", path)
+    if spec is None or spec.loader is None:
+        raise MultifslError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    classes = {kind: c for kind in KINDS if (c := _plugin_class(module, kind)) is not None}
+    if not classes:
+        raise MultifslError(f"{path} defines no Encoder, Method or Task of its own")
+    for kind, found in classes.items():
+        if name in _files(kind):
+            raise MultifslError(f"there is {kind[:-1]} {name!r} already; give {path} another name")
+        _plugins[kind][name] = found
+    return name
+
+
+def _create(kind: Kind, spec: Spec, leading: tuple[Any, ...] = (), hints: dict[str, Any] | None = None) -> Any:
+    cls = find(kind, spec.name)
+    signature = inspect.signature(cls)
+    own = list(signature.parameters.values())[len(leading) :]
+    kwargs = {**{k: v for k, v in (hints or {}).items() if k in {p.name for p in own}}, **spec.kwargs}
+    try:
+        signature.bind(*leading, *spec.args, **kwargs)
+    except TypeError as error:
+        raise MultifslError(f"{kind[:-1]} {spec.name!r}: {error}; it takes {_keywords(own)}") from None
+    return cls(*leading, *spec.args, **kwargs)
+
+
+def _keywords(parameters: list[inspect.Parameter]) -> str:
+    shown = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
+    return ", ".join(shown) if shown else "no arguments"
+
+
+def _single(kind: Kind, text: str) -> Spec:
+    specs = parse(text)
+    if len(specs) > 1:
+        raise MultifslError(f"'+' joins tasks; one {kind[:-1]} was expected, not {text!r}")
+    return specs[0]
+
+
+def build(kind: Kind, spec: str, *, encoder: Any = None, task: Any = None, data_root: Path | str | None = None) -> Any:
+    """The encoder, method or task that a spec string names.
+
+    Args:
+        kind: "encoders", "methods" or "tasks".
+        encoder: what a method is built on. task: fills in what an encoder was not given and the task knows (image channels).
+        data_root: where a task looks for its data first.
+
+    Raises:
+        MultifslError: an unknown name (with the nearest known one), an unknown argument, an expression.
+
+    >>> build("encoders", "conv4(width=32)").dim
+    32
+    """
+    if kind == "tasks":
+        parts = [_create(kind, s) for s in parse(spec)]
+        for part in parts:
+            part.data_root = None if data_root is None else Path(data_root)
+        from multifsl.task import Joined
+
+        return parts[0] if len(parts) == 1 else Joined(*parts)
+    if kind == "encoders":
+        return _create(kind, _single(kind, spec), hints=None if task is None else task.hints)
+    if kind == "methods":
+        return _create(kind, _single(kind, spec), leading=(encoder,))
+    raise MultifslError(f"no kind {kind!r}; known: {', '.join(KINDS)}")
+
+
+def resolved(thing: Any) -> str:
+    """The spec string of a built encoder, method or task, every argument in it: a later default cannot change it.
+
+    >>> resolved(build("encoders", "conv4(channels=1)"))
+    "conv4(width=64, norm='batch', channels=1, image_size=28)"
+    """
+    if hasattr(thing, "parts"):
+        return " + ".join(resolved(part) for part in thing.parts)
+    cls = type(thing)
+    kind = next(k for k in KINDS if any(f"{b.__module__}.{b.__name__}" == ".".join(_BASES[k]) for b in cls.__mro__))
+    plugin = next((n for n, c in _plugins[kind].items() if c is cls), None)
+    name = plugin or cls.__module__.rpartition(".")[2]
+    parameters = list(inspect.signature(cls).parameters.values())[1 if kind == "methods" else 0 :]
+    inside = ", ".join(f"{p.name}={_literal(getattr(thing, p.name))}" for p in parameters)
+    return f"{name}({inside})" if inside else name
+
+
+def _literal(value: Any) -> str:
+    value = str(value) if isinstance(value, Path) else value
+    text = repr(value)
+    assert ast.literal_eval(text) == value, f"a constructor argument must be a plain value, not {text}"
+    return text

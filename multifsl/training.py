@@ -1,0 +1,407 @@
+"""Episodic training: one loop, to be read from top to bottom.
+
+Shape letters: T tasks a step.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multifsl.bank import Bank, Progress, Stream, open_data, sampler_of
+from multifsl.checkpoint import Run, read_json, read_tensors, save_run, to_bytes, write_atomically
+from multifsl.encoder import Encoder
+from multifsl.episode import Range
+from multifsl.errors import BadFile, MultifslError
+from multifsl.evaluation import check_modality, episode_accuracies, half_width, pick_device
+from multifsl.functional import accuracy
+from multifsl.method import Method
+from multifsl.registry import build, resolved
+from multifsl.task import Items, Task
+
+LOG_EVERY = 20  # steps between looks at the loss; each look waits for the accelerator
+CHECKPOINT_SECONDS = 60.0
+VALIDATIONS = 12  # spread evenly over a run
+VALIDATION_EPISODES = 400
+VALIDATION_SEED = 2**31 - 1  # not one that people pick: these episodes choose the weights
+
+
+@dataclass
+class Progressed:
+    """Where a training stands; all that a resumed one needs beside the weights."""
+
+    step: int = 0
+    seconds: float = 0.0
+    validations: int = 0
+    best_accuracy: float = -1.0
+    best_step: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train(
+    task: str | Task,
+    encoder: str | Encoder,
+    method: str = "prototypical",
+    *,
+    out: Path | str,
+    way: Range = 5,
+    shot: Range = 1,
+    query: int = 15,
+    episodes_per_step: int = 1,
+    steps: int | None = None,
+    minutes: float | None = None,
+    lr: float = 1e-3,
+    seed: int = 0,
+    precision: str = "float32",
+    disjoint_groups: bool = False,
+    imbalance: float = 0.0,
+    skip_small_classes: bool = False,
+    device: str = "auto",
+    data_root: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Any = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Meta-train an encoder and a method on a task's train classes; Adam, learning rate falling to 0 along a cosine.
+
+    The weights kept are those that did best on validation episodes (5-way, of the val classes, always the same ones), or
+    the last ones where the task has no val classes that an episode fits into.
+
+    Args:
+        task, encoder, method: spec strings, or built ones (the method always by its spec).
+        out: the run's folder; an existing one is refused unless `resume` or `overwrite`.
+        way, shot: a number, or an inclusive range (low, high) drawn anew every step. query: items a class.
+        episodes_per_step: T. steps or minutes: how long (1,000 steps where neither is given); with `steps`, a run repeated with
+            its seed is the same to the bit on the CPU.
+        precision: "float32", or "bfloat16" (the encoder under autocast; distances and losses stay in float32).
+        disjoint_groups, imbalance, skip_small_classes: see EpisodeSampler.
+        report: called as report(step, fraction done, {"loss", "accuracy", "episodes_per_second"}) every few steps.
+        progress: wraps the reading of the data, such as `rich.progress.track`.
+
+    Raises:
+        MultifslError: what is asked for does not fit together, the data are too small for the episodes, or the loss is
+            no longer finite.
+
+    An example: `train("omniglot", "conv4", "prototypical", out="runs/omniglot", way=60, query=5, steps=3000)`
+    """
+    # ---- what is asked for ----
+    if steps is not None and minutes is not None:
+        raise MultifslError("give steps or minutes, not both")
+    steps = 1000 if steps is None and minutes is None else steps
+    if (steps is not None and steps < 1) or (minutes is not None and minutes <= 0):
+        raise MultifslError("steps and minutes must be above 0")
+    if episodes_per_step < 1 or not (0 < lr < math.inf):
+        raise MultifslError(f"episodes_per_step must be at least 1 and lr above 0, not {episodes_per_step} and {lr}")
+    if precision not in ("float32", "bfloat16"):
+        raise MultifslError(f"no precision {precision!r}; known: float32, bfloat16")
+    where = pick_device(device)
+    torch.manual_seed(seed)
+    data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
+    network = build("encoders", encoder, task=data) if isinstance(encoder, str) else encoder
+    learner: Method = build("methods", method, encoder=network)
+    check_modality(learner, data)
+    settings = {
+        "task": resolved(data), "encoder": resolved(network), "method": resolved(learner), "way": _plain(way), "shot": _plain(shot),
+        "query": query, "episodes_per_step": episodes_per_step, "steps": steps, "minutes": minutes, "lr": lr, "seed": seed,
+        "precision": precision, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
+        "skip_small_classes": skip_small_classes,
+    }  # fmt: skip
+    out = Path(out)
+
+    # ---- data ----
+    train_items = data.items("train")
+    shape: dict[str, Any] = {
+        "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
+        "skip_small_classes": skip_small_classes,
+    }  # fmt: skip
+    sampler = sampler_of(train_items, **shape)  # says at once what does not fit
+    _open_folder(out, settings, resume=resume, overwrite=overwrite)
+    source = open_data(network, train_items, device=where, progress=progress)
+    if len(source.items.labels) != len(train_items.labels):  # unreadable items were left out
+        sampler = sampler_of(source.items, **shape)
+    validation = _validation_data(data, network, shot, query, skip_small_classes, where, progress)
+
+    # ---- model ----
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=where.type == "cpu")
+    if accelerator.num_processes > 1 and (minutes is not None or episodes_per_step % accelerator.num_processes):
+        raise MultifslError(
+            f"{accelerator.num_processes} processes need --steps, and an episodes_per_step that they can share evenly, "
+            f"not {episodes_per_step}"
+        )
+    learner.to(where).train()
+    optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=lr)
+    at = Progressed()
+    if resume and _checkpoint(out).exists():
+        at = _restore(_checkpoint(out), learner, optimizer)
+    forward, optimizer = accelerator.prepare(learner, optimizer)
+    batches = source.stream(
+        sampler,
+        range(at.step, steps or 2**62),
+        episodes_per_step,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+
+    # ---- the loop ----
+    metrics = _Metrics(out / "metrics.jsonl", keep_through=at.step)
+    began = time.monotonic() - at.seconds
+    saved = logged = time.monotonic()
+    losses: list[Tensor] = []
+    accuracies: list[Tensor] = []
+
+    def fraction() -> float:
+        return at.step / steps if steps else min(1.0, at.seconds / (60 * (minutes or 1)))
+
+    def validate() -> None:
+        at.validations += 1
+        if validation is None or not accelerator.is_main_process:
+            return
+        held_out, val_shape = validation
+        with warnings.catch_warnings(action="ignore"):  # said when the run began
+            scores = episode_accuracies(
+                learner, held_out, episodes=VALIDATION_EPISODES, seed=VALIDATION_SEED, **val_shape
+            )
+        metrics.write({"step": at.step, "val_accuracy": float(scores.mean()), "val_ci95": half_width(scores)})
+        if scores.mean() > at.best_accuracy:
+            at.best_accuracy, at.best_step = float(scores.mean()), at.step
+            at.best = {k: v.detach().clone() for k, v in learner.state_dict().items()}
+
+    with _interrupts() as interrupted:
+        while fraction() < 1:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * fraction()))
+            episodes = next(batches)
+            with torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                output = forward(episodes)
+            accelerator.backward(output.loss.mean())
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(output.loss.detach().mean())
+            accuracies.append(accuracy(output.logits.detach(), episodes.query.y).mean())
+            at.step += 1
+            at.seconds = time.monotonic() - began
+
+            if at.step % LOG_EVERY == 0 or fraction() >= 1:
+                row = {
+                    "step": at.step,
+                    "loss": float(torch.stack(losses).mean()),  # waits for the accelerator
+                    "accuracy": float(torch.stack(accuracies).mean()),
+                    "episodes_per_second": episodes_per_step * len(losses) / (time.monotonic() - logged),
+                    "seconds": round(at.seconds, 1),
+                }
+                if not math.isfinite(row["loss"]):
+                    good = (
+                        f"; the last good state is in {out} and goes on by --resume"
+                        if _checkpoint(out).exists()
+                        else ""
+                    )
+                    raise MultifslError(
+                        f"the loss is {row['loss']} between steps {at.step - len(losses)} and {at.step} (seed {seed}); "
+                        f"a smaller --lr often helps{good}"
+                    )
+                metrics.write(row)
+                if report is not None and accelerator.is_main_process:
+                    report(at.step, fraction(), {**row, "best": at.best_accuracy})
+                losses, accuracies, logged = [], [], time.monotonic()
+            if fraction() >= (at.validations + 1) / VALIDATIONS:
+                validate()
+                at.seconds = time.monotonic() - began
+            if (interrupted or time.monotonic() - saved > CHECKPOINT_SECONDS) and accelerator.is_main_process:
+                _save(_checkpoint(out), learner, optimizer, at)
+                saved = time.monotonic()
+            if interrupted:
+                raise MultifslError(f"stopped at step {at.step}; the state is in {out} and goes on by --resume")
+
+    # ---- the run ----
+    if at.best:
+        learner.load_state_dict(at.best)
+    learner.eval()
+    result: dict[str, Any] = {
+        "seconds": round(at.seconds, 1),
+        "steps_done": at.step,
+        "train_classes": len(source.items.class_names),
+    }
+    if at.best:
+        result |= {
+            "val_accuracy": at.best_accuracy,
+            "val_step": at.best_step,
+            "val_episode": validation[1] if validation else None,
+        }
+    run = Run(out, learner, {**settings, "metrics": result})
+    if accelerator.is_main_process:
+        run = save_run(out, learner, {**settings, "metrics": result})
+        _checkpoint(out).unlink(missing_ok=True)
+    return run
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory instead of giving it back to the system; for processes that only train.
+
+    Tensors above 32 MiB are otherwise mapped anew, page by page, at every step: a 60-way Omniglot step in float32 takes
+    3.4 times as long. It holds for the whole process, so it is not for libraries to do; the command line does.
+    Elsewhere: no effect.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            trim_threshold, mmap_max = -1, -4
+            mallopt(mmap_max, 0)
+            mallopt(trim_threshold, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C was pressed: a step is finished, not torn; a second one stops at once."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield seen
+        return
+
+    def note(number: int, _frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _plain(value: Range) -> int | list[int]:
+    return value if isinstance(value, int) else list(value)
+
+
+def _validation_data(
+    data: Task,
+    encoder: Encoder,
+    shot: Range,
+    query: int,
+    skip_small_classes: bool,
+    where: torch.device,
+    progress: Progress | None,
+) -> tuple[Bank | Items, dict[str, Any]] | None:
+    """The val items and the shape of their episodes; None, with a warning, where there are none that fit."""
+    try:
+        items = data.items("val")
+        shot = shot if isinstance(shot, int) else shot[0]
+        way = min(5, len(items.class_names)) if items.sources is None else 5
+        if way < 2:
+            raise MultifslError(f"it has {len(items.class_names)} classes")
+        shape: dict[str, Any] = {"way": way, "shot": shot, "query": query, "skip_small_classes": skip_small_classes}
+        sampler_of(items, **shape)
+    except MultifslError as error:
+        warnings.warn(f"no validation, so the last weights will be kept: {error}", stacklevel=3)
+        return None
+    source = open_data(encoder, items, device=where, progress=progress)
+    return (source.items if isinstance(source, Stream) else source), shape
+
+
+def _checkpoint(out: Path) -> Path:
+    return out / "checkpoint.safetensors"
+
+
+def _open_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make the run's folder, or agree to the one that is there."""
+    if resume and overwrite:
+        raise MultifslError("give resume or overwrite, not both")
+    config = out / "settings.json"
+    if resume:
+        if (out / "run.json").exists():
+            raise MultifslError(f"the run {out} is finished; there is nothing to resume")
+        if not config.exists():
+            raise MultifslError(f"there is no run to resume at {out}")
+        old = read_json(config)
+        differ = [f"{k}: {old.get(k)!r} then, {v!r} now" for k, v in settings.items() if old.get(k) != v]
+        if differ:
+            raise MultifslError(
+                f"the run {out} was started with other settings ({'; '.join(differ)}); resume with the same ones"
+            )
+        return
+    if out.exists() and not out.is_dir():
+        raise MultifslError(f"{out} is a file; a run is a folder")
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise MultifslError(f"{out} exists already; go on with it by --resume, or replace it by --overwrite")
+        if not (config.exists() or (out / "run.json").exists()):
+            raise MultifslError(f"{out} is no run: it is not overwritten")
+        shutil.rmtree(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(config, json.dumps(settings, indent=2).encode())
+    except OSError as error:
+        raise MultifslError(f"cannot write the run to {out}: {error.strerror}") from error
+
+
+class _Metrics:
+    """`metrics.jsonl`: a line a look; lines that a lost stretch of training wrote are dropped."""
+
+    def __init__(self, path: Path, keep_through: int) -> None:
+        self.path = path
+        if path.exists():
+            rows = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_through]
+            write_atomically(path, "".join(f"{row}\n" for row in rows).encode())
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the line that a crash cut off
+        return math.inf
+
+
+def _save(path: Path, learner: Method, optimizer: Any, at: Progressed) -> None:
+    """Weights, optimiser, random state and progress in one file."""
+    state = optimizer.state_dict()
+    tensors = {f"model.{k}": v for k, v in learner.state_dict().items()}
+    tensors |= {f"best.{k}": v for k, v in at.best.items()}
+    tensors |= {f"optimizer.{i}.{k}": v for i, entry in state["state"].items() for k, v in entry.items()}
+    tensors["rng"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng_cuda"] = torch.cuda.get_rng_state()
+    progressed = {k: getattr(at, k) for k in ("step", "seconds", "validations", "best_accuracy", "best_step")}
+    write_atomically(
+        path, to_bytes(tensors, {"progress": json.dumps(progressed), "groups": json.dumps(state["param_groups"])})
+    )
+
+
+def _restore(path: Path, learner: Method, optimizer: Any) -> Progressed:
+    tensors, header = read_tensors(path)
+    try:
+        at = Progressed(**json.loads(header["progress"]))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": json.loads(header["groups"])})
+        learner.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        torch.set_rng_state(tensors["rng"])
+        if "rng_cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["rng_cuda"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise BadFile(f"the checkpoint {path} does not fit this training: {error}") from error
+    at.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+    return at

@@ -1,0 +1,50 @@
+"""Arabic Speech Commands: 30 people saying 40 keywords in two rounds, 2,400 clips of one second.
+
+Ghandoura, Hjabo and Al Dakkak, "Building and benchmarking an Arabic Speech Commands dataset for small-footprint keyword
+spotting", Engineering Applications of Artificial Intelligence, 2021. Licence: CC BY 4.0.
+"""
+
+from multifsl.errors import BadFile, MultifslError
+from multifsl.task import Items, Task
+from multifsl.tasks._files import File, build, data_file
+from multifsl.tasks._folders import clips
+from multifsl.tasks._splits import select
+
+OFFICIAL = "speaker_split_official.json"
+
+
+class ArabicSpeechCommands(Task):
+    """Arabic Speech Commands: who speaks, or which keyword is said.
+
+    by="speaker": 30 speakers as classes, the official split of 18, 6 and 6 for train, val and test. Groups are the
+        rounds of a speaker: with disjoint groups, a test enrols on one session and asks about the other.
+    by="keyword": 40 keywords as classes, 64, 16 and 20 % of them by a fixed seed. Groups are the speakers: with
+        disjoint groups, a test asks about voices that it has not heard. All 30 speakers stand in every split.
+
+    An item is a clip, a `Member` of `clips.zip` (or a `Path` where that was unpacked): FLAC, 16 kHz. Looked for in the
+    folder `speakers_arabic`: `<speaker>/<keyword>_<round>.flac` and `speaker_split_official.json`.
+
+        len(ArabicSpeechCommands(by="keyword").items("train").class_names)    # 26
+    """
+
+    modality = "speech"
+
+    def __init__(self, *, by: str = "speaker") -> None:
+        if by not in ("speaker", "keyword"):
+            raise MultifslError(f"by must be 'speaker' or 'keyword', not {by!r}")
+        self.by = by
+
+    def items(self, split: str) -> Items:
+        folder = self.folder("speakers_arabic")
+        by_speaker = self.by == "speaker"
+        classes: dict[str, list[File]] = {}
+        groups: dict[File, tuple[str, ...]] = {}
+        for speaker, files in clips(folder).items():
+            for file, name in files.items():
+                keyword, mark, number = name.rpartition(".")[0].rpartition("_")
+                if not mark or not keyword:
+                    raise BadFile(f"{file} is not named <keyword>_<round>")
+                classes.setdefault(speaker if by_speaker else keyword, []).append(file)
+                groups[file] = (speaker, number) if by_speaker else (speaker,)
+        names = select(split, classes, splits=data_file(folder, OFFICIAL) if by_speaker else None)
+        return build({name: classes[name] for name in names}, lambda _, file: groups[file])

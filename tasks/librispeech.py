@@ -1,0 +1,91 @@
+"""LibriSpeech, by speaker: one utterance of each of 251 people reading, cut into chunks.
+
+Panayotov, Chen, Povey and Khudanpur, "LibriSpeech: an ASR corpus based on public domain audio books", ICASSP 2015,
+https://www.openslr.org/12; train-clean-100, the first 9 seconds of an utterance. Licence: CC BY 4.0.
+"""
+
+from functools import lru_cache
+from io import BytesIO
+from typing import NamedTuple
+
+import numpy as np
+
+from multifsl.errors import BadFile, BadItem, MultifslError
+from multifsl.task import Items, Task
+from multifsl.tasks._files import File, Lazy, build
+from multifsl.tasks._folders import clips
+from multifsl.tasks._splits import select
+
+
+class Chunk(NamedTuple):
+    """Samples start to stop of an utterance."""
+
+    file: File
+    start: int
+    stop: int
+
+
+class LibriSpeech(Task):
+    """Speakers of LibriSpeech, 80, 10 and 10 % of them for train, val and test by `seed`.
+
+    chunk_seconds: each utterance is cut into consecutive chunks of that length; what is left at its end is dropped. 1.5
+        makes up to six of nine seconds.
+
+    Chunks of one utterance are easier to match than a person's recordings of two days: fit for training, and for
+    unknown speakers, but no measure of recognition. With one utterance a speaker, no episode has disjoint groups.
+
+    An item is (waveform int16 [n], sample_rate in hertz), decoded when asked for. Groups are the utterances. A class is
+    named by the corpus's id of the speaker. Looked for in the folder `speakers_librispeech`: `clips.zip` (or unpacked),
+    `<speaker>/<file>.flac`.
+
+        LibriSpeech(chunk_seconds=1.5).items("train").items[0][0].shape    # (24000,)
+
+    Raises:
+        MultifslError: a speaker without any utterance of `chunk_seconds`.
+    """
+
+    modality = "speech"
+
+    def __init__(self, *, chunk_seconds: float = 1.5, seed: int = 0) -> None:
+        if not 0 < chunk_seconds < float("inf"):
+            raise MultifslError(f"chunk_seconds must be a number above 0, not {chunk_seconds}")
+        self.chunk_seconds, self.seed = chunk_seconds, seed
+
+    def items(self, split: str) -> Items:
+        speakers = clips(self.folder("speakers_librispeech"))
+        names = select(split, speakers, seed=self.seed, shares=(0.8, 0.1, 0.1))
+        chunks = {name: [chunk for file in speakers[name] for chunk in self._chunks(file)] for name in names}
+        short = [name for name in names if not chunks[name]]
+        if short:
+            raise MultifslError(
+                f"{len(short)} of {len(names)} speakers, such as {short[0]!r}, have no utterance of "
+                f"{self.chunk_seconds} seconds; ask for shorter chunks"
+            )
+        items = build(chunks, lambda _, chunk: chunk.file)
+        return Items(Lazy(items.items, _open), items.labels, items.class_names, items.groups)
+
+    def _chunks(self, file: File) -> list[Chunk]:
+        import soundfile  # here and below: only where audio is asked for
+
+        try:
+            header = soundfile.info(BytesIO(file.read_bytes()))
+        except (soundfile.SoundFileError, BadFile) as error:
+            raise BadItem(f"cannot read the recording {file}: {error}") from error
+        size = max(1, round(self.chunk_seconds * header.samplerate))
+        return [Chunk(file, start, start + size) for start in range(0, header.frames - size + 1, size)]
+
+
+def _open(chunk: Chunk) -> tuple[np.ndarray, int]:
+    wave, sample_rate = _decode(chunk.file)
+    return wave[chunk.start : chunk.stop].copy(), sample_rate
+
+
+@lru_cache(maxsize=8)  # an utterance's chunks follow each other: decode it once
+def _decode(file: File) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    try:
+        wave, sample_rate = soundfile.read(BytesIO(file.read_bytes()), dtype="int16", always_2d=True)
+    except (soundfile.SoundFileError, BadFile) as error:
+        raise BadItem(f"cannot read the recording {file}: {error}") from error
+    return wave[:, 0], sample_rate

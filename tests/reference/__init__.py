@@ -1,0 +1,1 @@
+"""The papers as plain numpy loops, written from the papers and not from the modules."""

@@ -1,0 +1,158 @@
+"""The sampler: a pure function of (seed, step, task), without overlap, within its bounds."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multifsl.bank import Bank
+from multifsl.encoder import Features
+from multifsl.episode import EpisodeSampler, Indices, trim
+from multifsl.errors import MultifslError
+from multifsl.task import Items
+
+
+def same(a: Indices, b: Indices) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(12), 10))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    step=st.integers(0, 10**9),
+    way=st.integers(1, 12),
+    shot=st.integers(1, 6),
+    query=st.integers(1, 4),
+    imbalance=st.sampled_from([0.0, 0.5, 3.0]),
+)
+def test_an_episode_is_what_was_asked_for(
+    seed: int, step: int, way: int, shot: int, query: int, imbalance: float
+) -> None:
+    sampler = EpisodeSampler(LABELS, way=way, shot=shot, query=query, seed=seed, imbalance=imbalance)
+    task = sampler.task(step, 3)
+    assert same(
+        task, EpisodeSampler(LABELS, way=way, shot=shot, query=query, seed=seed, imbalance=imbalance).task(step, 3)
+    )
+    assert len(task.support) == way * shot and len(task.query) == way * query
+    assert len(set(task.classes)) == way
+    rows = np.concatenate([task.support, task.query])
+    assert len(set(rows)) == len(rows)  # no item twice, none on both sides
+    assert (LABELS[task.support] == task.classes[task.support_y]).all()
+    assert (LABELS[task.query] == task.classes[task.query_y]).all()
+    assert (np.bincount(task.query_y, minlength=way) == query).all()
+    shots = np.bincount(task.support_y, minlength=way)
+    assert shots.min() >= 1 and (imbalance > 0 or (shots == shot).all())
+
+
+def test_every_item_and_class_comes_up_evenly() -> None:
+    sampler = EpisodeSampler(LABELS, way=4, shot=1, query=2, seed=1)
+    tasks = [sampler.task(step) for step in range(2000)]
+    classes = np.bincount(np.concatenate([t.classes for t in tasks]), minlength=12)
+    items = np.bincount(np.concatenate([np.concatenate([t.support, t.query]) for t in tasks]), minlength=120)
+    # 8,000 draws of 12 classes: 667 each, standard deviation 21; 24,000 of 120 items: 200 each, below 14.2
+    assert abs(classes - 8000 / 12).max() < 5 * 21
+    assert abs(items - 200).max() < 5 * 14.2
+
+
+def test_steps_tasks_and_seeds_differ_and_ranks_share_a_step() -> None:
+    sampler = EpisodeSampler(LABELS, seed=1, query=5)
+    assert not same(sampler.task(0, 0), sampler.task(0, 1))
+    assert not same(sampler.task(0, 0), sampler.task(1, 0))
+    assert not same(sampler.task(0, 0), EpisodeSampler(LABELS, seed=2, query=5).task(0, 0))
+    alone = sampler.tasks(7, 6)
+    shared = [sampler.tasks(7, 6, rank=rank, world=3) for rank in range(3)]
+    assert all(same(alone[i], shared[i % 3][i // 3]) for i in range(6))
+
+
+def test_variable_way_and_shot_are_one_shape_a_step() -> None:
+    sampler = EpisodeSampler(LABELS, way=(2, 6), shot=(1, 3), query=2, seed=0)
+    shapes = [sampler.shape(step) for step in range(200)]
+    assert {way for way, _ in shapes} == {2, 3, 4, 5, 6} and {shot for _, shot in shapes} == {1, 2, 3}
+    for step in range(20):
+        assert {len(task.support) for task in sampler.tasks(step, 4)} == {shapes[step][0] * shapes[step][1]}
+
+
+def test_imbalance_is_uneven_and_keeps_the_total() -> None:
+    sampler = EpisodeSampler(LABELS, way=4, shot=4, query=2, imbalance=2.0)
+    counts = np.array([np.bincount(sampler.task(step).support_y, minlength=4) for step in range(100)])
+    assert (counts.sum(1) == 16).all() and counts.min() == 1 and counts.max() > 6 and counts.max() <= 8
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_disjoint_groups(across: bool) -> None:
+    """No recording on both sides, whether each class has its own recordings or all share the same sessions."""
+    groups = np.arange(len(LABELS)) % 5 if across else LABELS * 5 + np.arange(len(LABELS)) % 5
+    sampler = EpisodeSampler(LABELS, way=3, shot=2, query=2, groups=groups, disjoint_groups=True)
+    done = 0
+    for step in range(50):
+        try:
+            task = sampler.task(step)
+        except MultifslError:
+            continue
+        done += 1
+        assert not set(groups[task.support]) & set(groups[task.query])
+        assert (LABELS[task.support] == task.classes[task.support_y]).all() and len(task.query) == 6
+    assert done >= 45
+
+
+def test_groups_that_cannot_be_split_are_an_error() -> None:
+    with pytest.raises(MultifslError, match=r"'.*' has 10 items in 1 group: .* share no group"):
+        EpisodeSampler(LABELS, query=2, groups=LABELS, disjoint_groups=True).task(0)
+    with pytest.raises(MultifslError, match="have no groups"):
+        EpisodeSampler(LABELS, query=2, disjoint_groups=True)
+
+
+def test_an_episode_stays_within_one_source() -> None:
+    sources = np.array([0] * 5 + [1] * 7)
+    sampler = EpisodeSampler(LABELS, way=4, query=2, sources=sources)
+    seen = [set(sources[sampler.task(step).classes]) for step in range(300)]
+    assert all(len(s) == 1 for s in seen)
+    assert abs(sum(s == {1} for s in seen) - 175) < 5 * 8.6  # in proportion to the classes: 7 of 12
+    with pytest.raises(MultifslError, match="at most --way 5 fits"):
+        EpisodeSampler(LABELS, way=6, query=2, sources=sources)
+
+
+def test_too_small_says_which_class_how_many_and_what_fits() -> None:
+    labels = np.concatenate([LABELS, [12, 12, 12]])
+    names = [f"bird {i}" for i in range(13)]
+    with pytest.raises(
+        MultifslError,
+        match=r"class 'bird 12' has 3 items, but 1 shot \+ 5 query items ask for 6 \(1 of 13 .*--shot 1 --query 2",
+    ):
+        EpisodeSampler(labels, way=5, shot=1, query=5, class_names=names)
+    with pytest.warns(UserWarning, match="left out 1 of 13 classes.*bird 12"):
+        sampler = EpisodeSampler(labels, way=12, shot=1, query=5, class_names=names, skip_small_classes=True)
+    assert 12 not in sampler.task(0).classes
+    with pytest.raises(MultifslError, match="way 20 asks for more classes than there are: 12"):
+        EpisodeSampler(LABELS, way=20)
+    with pytest.raises(MultifslError, match="data are empty"):
+        EpisodeSampler(np.array([], dtype=np.int64))
+
+
+@pytest.mark.parametrize("options", [{"way": 0}, {"shot": 0}, {"query": 0}, {"way": (5, 2)}, {"imbalance": -1.0}])
+def test_nonsense_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(MultifslError):
+        EpisodeSampler(LABELS, **options)  # type: ignore[arg-type]
+
+
+def test_a_bank_gathers_what_the_sampler_drew_and_trims_padding() -> None:
+    x = torch.arange(120.0).unsqueeze(1)
+    bank = Bank(x, Items([], LABELS, [str(i) for i in range(12)]))
+    tasks = EpisodeSampler(LABELS, way=3, shot=2, query=1).tasks(0, 4)
+    episodes = bank.episodes(tasks)
+    assert episodes.support.x.shape == (4, 6, 1) and episodes.query.x.shape == (4, 3, 1)  # type: ignore[union-attr]
+    for t, task in enumerate(tasks):
+        assert episodes.support.x[t, :, 0].tolist() == task.support.tolist()  # type: ignore[index]
+        assert episodes.query.x[t, :, 0].tolist() == task.query.tolist()  # type: ignore[index]
+    words = {
+        "input_ids": torch.ones(5, 9),
+        "attention_mask": (torch.arange(9) < torch.tensor([[2], [9], [3], [4], [1]])).long(),
+    }
+    short = Bank(words, Items([], np.zeros(5, dtype=np.int64), ["a"])).gather(np.array([0, 3, 4]))
+    assert isinstance(short, dict) and short["input_ids"].shape == (3, 4)
+    assert trim(x, 1) is x
+    assert Features(3).uses_batch_statistics is False

@@ -1,0 +1,219 @@
+"""The training loop: it learns, repeats to the bit, resumes to the bit, and says what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import multifsl
+from multifsl import training
+from multifsl.bank import BadItemWarning, Bank, Stream, open_data, sampler_of
+from multifsl.checkpoint import read_tensors
+from multifsl.encoder import Encoder
+from multifsl.errors import BadFile, MultifslError
+from multifsl.registry import build
+
+ENCODER = "conv4(width=8, channels=1, image_size=16)"
+SHAPE: dict[str, Any] = {"way": 3, "shot": 1, "query": 2}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 classes x 6 images: a bar whose place is the class."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for label in range(20):
+        (root / f"class{label:02}").mkdir()
+        for i in range(6):
+            pixels = rng.integers(0, 80, (16, 16)).astype(np.uint8)
+            pixels[:, label % 16] = 255
+            pixels[label // 2 % 16] = 255
+            Image.fromarray(pixels).save(root / f"class{label:02}" / f"{i}.png")
+    return root
+
+
+def run(pictures: Path, out: Path, **options: Any) -> multifsl.checkpoint.Run:
+    return multifsl.train(
+        f"images({str(pictures)!r})", ENCODER, "prototypical", out=out, **{**SHAPE, "steps": 45, **options}
+    )
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(path / "model.safetensors")[0]
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_learns_and_holds_what_it_needs(pictures: Path, tmp_path: Path) -> None:
+    done = run(pictures, tmp_path / "run", steps=150, lr=0.01)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["encoder"] == "conv4(width=8, norm='batch', channels=1, image_size=16)"  # resolved, defaults too
+    assert info["method"] == "prototypical(distance='euclidean', temperature=1.0)"
+    assert info["seed"] == 0 and info["versions"]["torch"] == torch.__version__.partition("+")[0]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0] / 2
+    assert sum("val_accuracy" in row for row in rows) == training.VALIDATIONS
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    loaded = multifsl.load_run(tmp_path / "run")
+    assert equal(dict(loaded.method.state_dict()), dict(done.method.state_dict()))
+    result = multifsl.evaluate(tmp_path / "run", query=3, way=3, episodes=200)
+    assert result.accuracy > 0.9 and 0 <= result.ci95 < 0.05
+    assert multifsl.evaluate(tmp_path / "run", query=3, way=3, episodes=200).accuracy == result.accuracy
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bfloat16", "episodes_per_step": 2}, {"way": (2, 4), "imbalance": 0.0}]
+)
+def test_the_same_seed_gives_the_same_bits(pictures: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    run(pictures, tmp_path / "a", **options)
+    run(pictures, tmp_path / "b", **options)
+    run(pictures, tmp_path / "c", **options, seed=1)
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_interrupted_and_resumed_equals_never_stopped(pictures: Path, tmp_path: Path) -> None:
+    """Ctrl-C in another process, resumed here: weights to the bit, and no line of the metrics twice."""
+    run(pictures, tmp_path / "whole", steps=400)
+    code = (
+        "import multifsl, sys\n"
+        f"multifsl.train({f'images({str(pictures)!r})'!r}, {ENCODER!r}, 'prototypical', out={str(tmp_path / 'cut')!r}, way=3, query=2, steps=400)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    assert "goes on by --resume" in child.communicate(timeout=60)[1]
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    with pytest.raises(MultifslError, match="not finished"):
+        multifsl.load_run(tmp_path / "cut")
+    with pytest.raises(MultifslError, match=r"other settings \(lr: 0.001 then, 0.1 now\)"):
+        run(pictures, tmp_path / "cut", steps=400, lr=0.1, resume=True)
+    run(pictures, tmp_path / "cut", steps=400, resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    steps = [
+        [json.loads(line)["step"] for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("whole", "cut")
+    ]
+    assert set(steps[0]) <= set(steps[1]) and steps[1] == sorted(steps[1])
+    with pytest.raises(MultifslError, match="nothing to resume"):
+        run(pictures, tmp_path / "cut", steps=400, resume=True)
+
+
+def test_a_damaged_checkpoint_is_an_error(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "save_run", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        run(pictures, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(BadFile, match="damaged"):
+        run(pictures, tmp_path / "run", resume=True)
+
+
+def test_minutes_bound_the_time(pictures: Path, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    done = run(pictures, tmp_path / "run", steps=None, minutes=0.05)
+    assert 2.5 < time.monotonic() - begin < 30
+    assert 2.9 < done.info["metrics"]["seconds"] < 15
+
+
+def test_folders_are_not_lost(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, tmp_path / "run", steps=2)
+    before = weights(tmp_path / "run")
+    with pytest.raises(MultifslError, match="exists already; go on with it by --resume, or replace it by --overwrite"):
+        run(pictures, tmp_path / "run", steps=2)
+    assert equal(before, weights(tmp_path / "run"))
+    run(pictures, tmp_path / "run", steps=2, seed=5, overwrite=True)
+    assert not equal(before, weights(tmp_path / "run"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(MultifslError, match="is no run: it is not overwritten"):
+        run(pictures, mine, overwrite=True)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+    with pytest.raises(MultifslError, match="no run to resume"):
+        run(pictures, tmp_path / "nowhere", resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MultifslError, match="is a file"):
+        run(pictures, tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_place_is_an_error(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(MultifslError, match="cannot write"):
+        run(pictures, tmp_path / "locked" / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"way": 50}, "way 50 asks for more classes than there are: 13"),
+        ({"shot": 5}, r"ask for 7 \(13 of 13 classes"),
+        ({"minutes": 1.0}, "not both"),
+        ({"precision": "float16"}, "known: float32, bfloat16"),
+        ({"device": "cuda:99"}, "not there"),
+        ({"device": "toaster"}, "no device 'toaster'"),
+        ({"lr": float("nan")}, "lr above 0"),
+        ({"episodes_per_step": 0}, "at least 1"),
+        ({"resume": True, "overwrite": True}, "not both"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_written(
+    pictures: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MultifslError, match=message):
+        run(pictures, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_loss_stops_the_run(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(MultifslError, match=r"the loss is (nan|inf).*smaller --lr"):
+        run(pictures, tmp_path / "run", lr=1e30)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_encoder_of_another_modality_is_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(MultifslError, match=r"reads speech items, but the task .* has image items"):
+        multifsl.train(f"images({str(pictures)!r})", "ecapa(channels=8)", "prototypical", out=tmp_path / "run")
+
+
+def test_corrupt_files_are_named_counted_and_left_out(pictures: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "pictures"
+    shutil.copytree(pictures, copy)
+    task = build("tasks", f"images({str(copy)!r})")
+    name = task.items("train").class_names[0]
+    (copy / name / "0.png").write_bytes(b"not an image")
+    with pytest.warns(BadItemWarning, match=rf"left out 1 of 78 items: .*{name}/0.png is not an image"):
+        multifsl.train(task, ENCODER, "prototypical", out=tmp_path / "run", steps=2, **SHAPE)
+
+
+def test_a_stream_yields_what_a_bank_yields(pictures: Path) -> None:
+    """Data that do not fit into memory are decoded step by step, to the same episodes."""
+    encoder: Encoder = build("encoders", ENCODER)
+    items = build("tasks", f"images({str(pictures)!r})").items("train")
+    bank = open_data(encoder, items)
+    with pytest.warns(UserWarning, match="streamed from disk"):
+        stream = open_data(encoder, items, limit=1000)
+    assert isinstance(bank, Bank) and isinstance(stream, Stream)
+    sampler = sampler_of(items, **SHAPE)
+    for a, b in zip(bank.stream(sampler, range(3, 6), 2), stream.stream(sampler, range(3, 6), 2), strict=True):
+        assert torch.equal(a.support.x, b.support.x) and torch.equal(a.query.x, b.query.x)  # type: ignore[arg-type]
+        assert torch.equal(a.support.y, b.support.y) and not b.padded
