@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         """Whether an item's embedding depends, now, on the items beside it: such a batch is one task, no more."""
         return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, x: Inputs, batch_size: int = 64, progress: Any = iter) -> Tensor:
         """Embeddings [B, D] of a prepared batch of any size, in evaluation mode; similar lengths are run together.
 

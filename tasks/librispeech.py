@@ -4,7 +4,7 @@ Panayotov, Chen, Povey and Khudanpur, "LibriSpeech: an ASR corpus based on publi
 https://www.openslr.org/12; train-clean-100, the first 9 seconds of an utterance. Licence: CC BY 4.0.
 """
 
-from functools import lru_cache
+from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from multifsl.errors import BadFile, BadItem, MultifslError
 from multifsl.task import Items, Task
+from multifsl.tasks._audio import at_speeds, check_speeds, decode
 from multifsl.tasks._files import File, Lazy, build
 from multifsl.tasks._folders import clips
 from multifsl.tasks._splits import select
@@ -30,6 +31,7 @@ class LibriSpeech(Task):
 
     chunk_seconds: each utterance is cut into consecutive chunks of that length; what is left at its end is dropped. 1.5
         makes up to six of nine seconds.
+    speeds: for the train split, each speaker at each of these speeds is a class of its own.
 
     Chunks of one utterance are easier to match than a person's recordings of two days: fit for training, and for
     unknown speakers, but no measure of recognition. With one utterance a speaker, no episode has disjoint groups.
@@ -46,10 +48,10 @@ class LibriSpeech(Task):
 
     modality = "speech"
 
-    def __init__(self, *, chunk_seconds: float = 1.5, seed: int = 0) -> None:
+    def __init__(self, *, chunk_seconds: float = 1.5, speeds: Sequence[float] = (1.0,), seed: int = 0) -> None:
         if not 0 < chunk_seconds < float("inf"):
             raise MultifslError(f"chunk_seconds must be a number above 0, not {chunk_seconds}")
-        self.chunk_seconds, self.seed = chunk_seconds, seed
+        self.chunk_seconds, self.speeds, self.seed = chunk_seconds, check_speeds(speeds), seed
 
     def items(self, split: str) -> Items:
         speakers = clips(self.folder("speakers_librispeech"))
@@ -62,10 +64,11 @@ class LibriSpeech(Task):
                 f"{self.chunk_seconds} seconds; ask for shorter chunks"
             )
         items = build(chunks, lambda _, chunk: chunk.file)
-        return Items(Lazy(items.items, _open), items.labels, items.class_names, items.groups)
+        items = Items(Lazy(items.items, _open), items.labels, items.class_names, items.groups)
+        return at_speeds(items, self.speeds, split)
 
     def _chunks(self, file: File) -> list[Chunk]:
-        import soundfile  # here and below: only where audio is asked for
+        import soundfile  # only where audio is asked for
 
         try:
             header = soundfile.info(BytesIO(file.read_bytes()))
@@ -76,16 +79,5 @@ class LibriSpeech(Task):
 
 
 def _open(chunk: Chunk) -> tuple[np.ndarray, int]:
-    wave, sample_rate = _decode(chunk.file)
+    wave, sample_rate = decode(chunk.file)
     return wave[chunk.start : chunk.stop].copy(), sample_rate
-
-
-@lru_cache(maxsize=8)  # an utterance's chunks follow each other: decode it once
-def _decode(file: File) -> tuple[np.ndarray, int]:
-    import soundfile
-
-    try:
-        wave, sample_rate = soundfile.read(BytesIO(file.read_bytes()), dtype="int16", always_2d=True)
-    except (soundfile.SoundFileError, BadFile) as error:
-        raise BadItem(f"cannot read the recording {file}: {error}") from error
-    return wave[:, 0], sample_rate

@@ -20,6 +20,7 @@ from multifsl.archive import Member
 from multifsl.episode import EpisodeSampler
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.task import SPLITS, Items, Task, split_classes
+from multifsl.tasks._audio import decode
 from multifsl.tasks.arabic_speech_commands import ArabicSpeechCommands
 from multifsl.tasks.banking77 import Banking77
 from multifsl.tasks.images import Images
@@ -653,3 +654,20 @@ def test_real_banking77(real: Callable[[str], None]) -> None:
         parts = [Banking77(fold=fold).items(split) for split in ("train", "val", "test")]
         assert [sizes(part)[0] for part in parts] == [25, 25, 27]
         assert len({name for part in parts for name in part.class_names}) == 77
+
+
+def test_speeds_make_speakers_of_their_own_in_the_train_split_alone(tmp_path: Path) -> None:
+    make_clips(tmp_path / "speakers_speech_commands", lambda _: ["bed_0", "cat_0"])
+    plain = rooted(SpeechCommands(), tmp_path).items("train")
+    task = rooted(SpeechCommands(speeds=(0.8, 1.0)), tmp_path)
+    items = task.items("train")
+    n = len(plain.class_names)
+    assert items.class_names == [f"{name} x0.8" for name in plain.class_names] + plain.class_names
+    assert items.labels.tolist() == [*plain.labels, *(plain.labels + n)]
+    wave, rate = items.items[0]
+    assert rate == 0.8 * 16000 and np.array_equal(wave, decode(plain.items[0])[0])
+    assert items.items[len(plain.labels)] == plain.items[0]
+    assert task.items("val").class_names == rooted(SpeechCommands(), tmp_path).items("val").class_names
+    for wrong in [(), 1.0, (1.0, 1.0), (9.0,)]:
+        with pytest.raises(MultifslError, match="speeds must be different numbers"):
+            SpeechCommands(speeds=wrong)  # type: ignore[arg-type]
