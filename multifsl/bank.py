@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from multifsl.archive import Member
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Episode, EpisodeSampler, Indices, Inputs, concat, lengths, map_inputs, size, trim
 from multifsl.errors import BadItem, MultifslError
 from multifsl.task import Items
 
 BLOCK = 512  # items collated at once: bounds what decoded copies take beside the bank
-EMBED_BLOCK = 4096  # items embedded at once: enough for batches of similar length
+EMBED_BLOCK = 1024  # items embedded at once: enough for batches of similar length, few enough for a bar that moves
 Progress = Callable[..., Any]  # wraps an iterable, `description=` and `total=` as in rich.progress.track
 
 
@@ -167,9 +168,14 @@ def load_all(
             loaded.append(encoder.load(items[i]))
             kept.append(i)
         except BadItem as error:
-            bad.append(str(error))
+            bad.append(_named(items[i], i, error))
     _report_bad(bad, len(items))
     return loaded, kept
+
+
+def _named(item: Any, position: int, error: BadItem) -> str:
+    """The reason, with the item's place where the item has no name of its own."""
+    return str(error) if isinstance(item, str | Path | Member) else f"item {position}: {error}"
 
 
 def _report_bad(bad: list[str], total: int) -> None:
@@ -234,7 +240,7 @@ def embed_items(
             loaded.append(encoder.load(items.items[i]))
             kept.append(i)
         except BadItem as error:
-            bad.append(str(error))
+            bad.append(_named(items.items[i], i, error))
         if loaded and (len(loaded) == EMBED_BLOCK or i == positions[-1]):
             parts.append(encoder.embed(collate_blocks(encoder, loaded), batch_size))
     _report_bad(bad, len(positions))

@@ -25,7 +25,7 @@ from torch import Tensor
 from multifsl.encoder import Encoder, no_downloads
 from multifsl.errors import BadFile, MultifslError
 from multifsl.method import Method
-from multifsl.registry import build, resolved
+from multifsl.registry import build, find, names, parse, resolved
 
 SCHEMA = 1
 MAX_JSON_BYTES = 64 * 2**20
@@ -49,12 +49,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_folder(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
     """Make a folder whole: written beside its place, then moved into it; the old one goes last."""
+    given, path = path, Path(os.path.realpath(path))  # a link stays, what it leads to is replaced
+    recover(path)
     if path.exists() and not overwrite:
-        raise MultifslError(f"{path} exists already; choose another place, or overwrite it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new."))
-    os.chmod(fresh, 0o755)
+        raise MultifslError(f"{given} exists already; choose another place, or overwrite it")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new."))
+    except OSError as error:
+        raise MultifslError(f"cannot write {given}: {error.strerror}: {error.filename}") from error
+    try:
+        os.chmod(fresh, 0o755)
         write(fresh)
         old = backup_of(path)
         if path.exists():
@@ -62,10 +67,11 @@ def write_folder(path: Path, write: Callable[[Path], None], *, overwrite: bool) 
             os.rename(path, old)
         os.rename(fresh, path)
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        if not path.exists() and backup_of(path).exists():
-            os.rename(backup_of(path), path)
+        recover(path)
+        if isinstance(error, OSError):
+            raise MultifslError(f"cannot write {given}: {error.strerror}") from error
         raise
 
 
@@ -131,6 +137,8 @@ def read_pair(folder: Path, json_name: str, what: str) -> tuple[dict[str, Any], 
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise BadFile(f"{folder} lacks {weights.name}")
+    if not weights.is_file():
+        raise BadFile(f"{weights} is no file")
     if checksum(weights.read_bytes()) != info.get("sha256"):
         raise BadFile(f"{weights} is damaged: its checksum is not the one in {json_name}")
     return info, read_tensors(weights)[0]
@@ -188,10 +196,21 @@ class Run:
     info: dict[str, Any]
 
 
+def specs_of(method: Method) -> dict[str, str]:
+    """The specs that a file names a method and its encoder by. Raises MultifslError for one that no spec would find."""
+    for kind, thing in (("encoders", method.encoder), ("methods", method)):
+        name = parse(resolved(thing))[0].name
+        if name not in names(kind) or find(kind, name) is not type(thing):  # type: ignore[arg-type]
+            raise MultifslError(
+                f"the {kind[:-1]} {type(thing).__name__} cannot be saved, since no name leads to it; put it into a plug-in file "
+                "of its own and add that with multifsl.registry.add_plugin, or --plugin"
+            )
+    return {"encoder": resolved(method.encoder), "method": resolved(method)}
+
+
 def save_run(path: Path, method: Method, info: dict[str, Any]) -> Run:
     """Write a run's final files into its folder."""
-    specs = {"encoder": resolved(method.encoder), "method": resolved(method)}
-    full = {**info, **specs, "transductive": method.transductive, "versions": versions()}
+    full = {**info, **specs_of(method), "transductive": method.transductive, "versions": versions()}
     write_pair(path, "run.json", full, method.state_dict())
     return Run(path, method, full)
 

@@ -4,7 +4,8 @@ Shape letters: S support items, Q queries, N classes, D embedding width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,13 +17,22 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor
 
 from multifsl.bank import EMBED_BLOCK, Progress, collate_blocks, embed_items
-from multifsl.checkpoint import build_pair, load_run, load_weights, read_pair, versions, write_folder, write_pair
+from multifsl.checkpoint import (
+    build_pair,
+    load_run,
+    load_weights,
+    read_pair,
+    specs_of,
+    versions,
+    write_folder,
+    write_pair,
+)
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import Batch
 from multifsl.errors import BadFile, BadItem, MultifslError
 from multifsl.evaluation import pick_device
 from multifsl.functional import full_precision
-from multifsl.method import EmbeddingMethod
+from multifsl.method import EmbeddingMethod, Method
 from multifsl.registry import build, resolved
 from multifsl.task import Items
 
@@ -36,7 +46,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     encoder : None, a spec such as "transformer", or an Encoder
         What turns items into embeddings. With None, X are features [n, D].
-    method : a spec such as "prototypical(distance='cosine')"
+    method : a spec such as "prototypical(distance='cosine')", or a Method built on that encoder
     reject : None
         When to answer `unknown_label`; only None (never) so far.
     false_accept : float
@@ -63,7 +73,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         encoder: str | Encoder | None = None,
-        method: str = "prototypical(distance='cosine')",
+        method: str | Method = "prototypical(distance='cosine')",
         *,
         reject: None = None,
         false_accept: float = 0.05,
@@ -90,14 +100,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if self.reject is not None:
             raise MultifslError(f"reject={self.reject!r} is not available in this version; reject=None is")
-        if self.encoder is None:
-            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(y)
-        labels = _labels(y, len(X))
-        encoder = self._open_encoder(X.shape[1] if self.encoder is None else None)
-        method = self._open_method(encoder)
-        z = self._embed(X, encoder)
-        self._set_support(method, z, labels)
+        with self._features_as_before():
+            X, labels = self._checked(X, y, reset=True)
+            encoder = self._open_encoder(X.shape[1] if self.encoder is None else None)
+            method = self._open_method(encoder)
+            self._set_support(method, self._embed(X, encoder), labels)
         return self
 
     def fit_items(self, items: Items, *, progress: Progress | None = None) -> Self:
@@ -123,9 +130,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if not hasattr(self, "method_"):
             return self.fit(X, y)
-        if self.encoder is None:
-            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=False)
-        labels = _labels(y, len(X))
+        X, labels = self._checked(X, y, reset=False)
         if _kind(labels) != _kind(self.classes_):
             raise MultifslError(
                 f"the known labels are {_kind(self.classes_)}s, the new ones {_kind(labels)}s; use one kind"
@@ -178,11 +183,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         path, encoder = Path(path), self.method_.encoder
         if path.exists() and not (path / MODEL_JSON).is_file():
             raise MultifslError(f"{path} exists and is no model; choose another place")
+        specs = {"encoder": None, "method": resolved(self.method_)}
         info = {
-            "encoder": None if isinstance(encoder, Features) else resolved(encoder),
+            **(specs if isinstance(encoder, Features) else specs_of(self.method_)),
             "dim": encoder.dim,
             "modality": encoder.modality,
-            "method": resolved(self.method_),
             "encoder_weights": "published" if encoder.published else "inside",
             "classes": self.classes_.tolist(),
             "n_features": getattr(self, "n_features_in_", None),
@@ -215,53 +220,50 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         path = Path(path)
         info, tensors = read_pair(path, MODEL_JSON, "model")
         source = path / MODEL_JSON
-        classes, dim = info.get("classes"), info.get("dim")
-        if (
-            not isinstance(classes, list)
-            or not classes
-            or not isinstance(dim, int)
-            or dim < 1
-            or not isinstance(info.get("method"), str)
-        ):
-            raise BadFile(f"{source} lacks the classes, the width or the method of a model")
-        method: Any
-        if info.get("encoder") is None:
-            method = build("methods", info["method"], encoder=Features(dim))
+        dim: Any
+        classes, dim, batch_size = info.get("classes"), info.get("dim"), info.get("batch_size", 64)
+        if not isinstance(info.get("method"), str) or not _is_count(dim) or not _is_count(batch_size):
+            raise BadFile(f"{source} lacks the method, the width or the batch size of a model")
+        name = info.get("encoder")
+        if "encoder" not in info or info.get("n_features") != (dim if name is None else None):
+            raise BadFile(f"{source} lacks the encoder of a model, or the number of features of one without encoder")
+        if name is None:
+            method: Any = build("methods", info["method"], encoder=Features(dim))
         else:
             method = build_pair(info, source, allow_download=allow_download)
-        encoder, weights = (
-            method.encoder,
-            {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")},
-        )
+        if method.encoder.dim != dim:
+            raise BadFile(f"{source}: the encoder {name!r} makes {method.encoder.dim} numbers, not {dim}")
         published = info.get("encoder_weights") == "published"
+        if info.get("encoder_weights") not in ("published", "inside") or (published and not method.encoder.published):
+            raise BadFile(
+                f"{source}: encoder_weights is {info.get('encoder_weights')!r}, but no published ones were found"
+            )
+        weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
         if published:
-            weights |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+            weights |= {f"encoder.{k}": v for k, v in method.encoder.state_dict().items()}
         load_weights(method, weights, path / "model.safetensors")
-        encoder.published = published
-        support, codes = tensors.get("support"), tensors.get("labels")
-        if (
-            support is None or codes is None or support.ndim != 2 or support.shape[1] != dim or codes.shape != support.shape[:1]
-            or codes.dtype != torch.int64 or not bool((torch.bincount(codes.clamp(min=0), minlength=len(classes)) > 0).all())
-            or int(codes.min()) < 0 or int(codes.max()) >= len(classes)
-        ):  # fmt: skip
-            raise BadFile(f"the examples in {path / 'model.safetensors'} do not fit the classes in {source.name}")
-        model = cls(
-            None if info["encoder"] is None else encoder, info["method"], false_accept=info.get("false_accept", 0.05),
-            unknown_label=info.get("unknown_label"), batch_size=info.get("batch_size", 64), device=device,
-        )  # fmt: skip
+        method.encoder.published = published
+        support, labels = _examples(tensors, classes, dim, path)
         where = pick_device(device)
-        if info.get("n_features") is not None:
-            model.n_features_in_ = info["n_features"]
-        model._set_support(method.to(where).eval(), support.to(where), np.array(classes)[codes.numpy()])
+        method.to(where).eval()
+        model = cls(
+            None if name is None else method.encoder,
+            info["method"] if name is None else method,
+            false_accept=info.get("false_accept", 0.05),
+            unknown_label=info.get("unknown_label"),
+            batch_size=batch_size,
+            device=device,
+        )
+        if name is None:
+            model.n_features_in_ = dim
+        model._set_support(method, support.to(where), labels)
         return model
 
     @classmethod
     def from_run(cls, run: Path | str, *, device: str = "auto", allow_download: bool = False) -> Self:
         """A classifier, not yet fitted, on the encoder and the method of a training run."""
         loaded = load_run(run, device=pick_device(device), allow_download=allow_download)
-        model = cls(loaded.method.encoder, resolved(loaded.method), device=device)
-        model._trained = loaded.method
-        return model
+        return cls(loaded.method.encoder, loaded.method, device=device)
 
     # ---- inside ----
 
@@ -271,11 +273,38 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return build("encoders", self.encoder) if isinstance(self.encoder, str) else self.encoder  # type: ignore[return-value]
 
     def _open_method(self, encoder: Encoder) -> EmbeddingMethod:
-        trained = getattr(self, "_trained", None)
-        if trained is not None and trained.encoder is encoder and resolved(trained) == self.method:
-            return trained  # type: ignore[no-any-return]
-        method: EmbeddingMethod = build("methods", self.method, encoder=encoder)
-        return method.to(pick_device(self.device)).eval()
+        if isinstance(self.method, Method):
+            if self.method.encoder is not encoder:
+                raise MultifslError("the method was built on another encoder than the classifier's; give both anew")
+            method: Any = self.method
+        else:
+            method = build("methods", self.method, encoder=encoder)
+        return method.to(pick_device(self.device)).eval()  # type: ignore[no-any-return]
+
+    def _checked(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, np.ndarray]:
+        """Items and labels that fit together."""
+        if not (isinstance(self.batch_size, int) and self.batch_size >= 1):
+            raise MultifslError(f"batch_size must be a whole number from 1, not {self.batch_size!r}")
+        if isinstance(X, str | Path):
+            raise MultifslError(f"X is a sequence of items; one {type(X).__name__} came: write [x]")
+        if self.encoder is None:
+            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=reset)
+        labels = _labels(y, len(X))
+        check_classification_targets(labels)
+        return X, labels
+
+    @contextmanager
+    def _features_as_before(self) -> Iterator[None]:
+        """A fit that fails leaves what scikit-learn notes of the features as it was."""
+        noted = ("n_features_in_", "feature_names_in_")
+        before = {k: self.__dict__[k] for k in noted if k in self.__dict__}
+        try:
+            yield
+        except BaseException:
+            for k in noted:
+                self.__dict__.pop(k, None)
+            self.__dict__.update(before)
+            raise
 
     def _set_support(self, method: EmbeddingMethod, z: Tensor, labels: np.ndarray) -> None:
         """Adapt to all examples, then take the new state over at once."""
@@ -298,7 +327,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Embeddings [B, D] of items, all of which must be readable."""
         where = pick_device(self.device)
         if isinstance(encoder, Features):
-            return torch.from_numpy(np.ascontiguousarray(X)).to(where, torch.float32 if where.type == "mps" else None)
+            return torch.tensor(X, dtype=torch.float32 if where.type == "mps" else None, device=where)  # a copy
         if isinstance(X, str | Path):
             raise MultifslError(f"X is a sequence of items; one {type(X).__name__} came: write [x]")
         if len(X) == 0:
@@ -340,19 +369,45 @@ def _item(X: Any, index: int) -> Any:
     return X.iloc[index] if hasattr(X, "iloc") else X[index]
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+
+
+def _examples(tensors: dict[str, Tensor], classes: Any, dim: int, path: Path) -> tuple[Tensor, np.ndarray]:
+    """Support embeddings [S, D] and labels [S] of a model's file. Raises BadFile where they do not fit together."""
+    plain = isinstance(classes, list) and all(isinstance(c, str | int | float) for c in classes)
+    if not plain or not classes or len({type(c) for c in classes}) > 1 or sorted(set(classes)) != classes:
+        raise BadFile(f"{path / MODEL_JSON}: the classes must be texts or numbers, sorted, each once")
+    z, codes = tensors.get("support"), tensors.get("labels")
+    if (
+        z is None or codes is None or z.ndim != 2 or z.shape[1] != dim or codes.shape != z.shape[:1]
+        or not z.is_floating_point() or codes.dtype != torch.int64 or not bool(torch.isfinite(z).all())
+        or sorted(set(codes.tolist())) != list(range(len(classes)))
+    ):  # fmt: skip
+        raise BadFile(f"the examples in {path / 'model.safetensors'} do not fit the classes in {MODEL_JSON}")
+    labels: np.ndarray = np.array(classes)[codes.numpy()]
+    return z, labels
+
+
 def _labels(y: Any, count: int) -> np.ndarray:
-    """Labels as an array [n]. Raises MultifslError where their number is not that of the items."""
-    labels = column_or_1d(np.asarray(y, dtype=object) if _texts(y) else y)
-    labels = np.asarray(labels.tolist()) if labels.dtype == object else np.asarray(labels)
+    """Labels as an array [n] of one kind. Raises MultifslError where their number is not that of the items."""
+    labels: np.ndarray = (
+        column_or_1d(np.asarray(y, dtype=object), warn=True)
+        if isinstance(y, list | tuple)
+        else column_or_1d(y, warn=True)
+    )
     if len(labels) != count:
         raise MultifslError(f"X has {count} items, y has {len(labels)} labels; one label an item is needed")
+    if count == 0:
+        raise MultifslError("X has no items")
+    if labels.dtype == object:
+        kinds = {"text" if isinstance(label, str) else type(label).__name__ for label in labels.tolist()}
+        if len(kinds) > 1 and "text" in kinds:
+            raise MultifslError(f"labels must be of one kind, texts or numbers; here are {' and '.join(sorted(kinds))}")
+        labels = np.asarray(labels.tolist())
     if labels.dtype.kind not in "biufUS":
         raise MultifslError(f"labels must be texts or numbers, not {labels.dtype}")
     return labels
-
-
-def _texts(y: Any) -> bool:
-    return isinstance(y, Sequence) and len(y) > 0 and isinstance(y[0], str)
 
 
 def _kind(labels: np.ndarray) -> str:

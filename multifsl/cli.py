@@ -8,8 +8,6 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +15,7 @@ import typer
 
 from multifsl import __version__
 from multifsl.errors import MultifslError
+from multifsl.terminal import console, lines, say, track, training_line, write_json
 
 if TYPE_CHECKING:
     from multifsl.classifier import FewShotClassifier
@@ -126,7 +125,7 @@ def list_(
         for name in registry.names(one) if kind in (None, one) else []:
             table.add_row(one[:-1], name, registry.summary(one, name))
     if table.row_count:
-        _console().print(table)
+        console().print(table)
     else:
         print("no trained models come with this version; `multifsl train` makes your own")
 
@@ -165,13 +164,13 @@ def train(
     from multifsl.training import train as run_training
 
     keep_memory()
-    with _training_line() as report:
+    with training_line() as report:
         run = run_training(
             task, encoder, method, out=out, way=_range("way", way), shot=_range("shot", shot), query=query,
             episodes_per_step=episodes_per_step, steps=steps, minutes=minutes, lr=lr, seed=seed, precision=precision,
             disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes, device=device,
             data_root=data_root, resume=resume, overwrite=overwrite,
-            report=report, progress=_track,
+            report=report, progress=track,
         )  # fmt: skip
     done = run.info["metrics"]
     validated = (
@@ -214,10 +213,10 @@ def evaluate(
     result = run_evaluation(
         run, task=task, encoder=encoder, split=split, way=_range("way", way), shot=_range("shot", shot), query=query,
         episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance, device=device, data_root=data_root,
-        skip_small_classes=skip_small_classes, progress=_track, method=method or DEFAULT_METHOD,
+        skip_small_classes=skip_small_classes, progress=track, method=method or DEFAULT_METHOD,
     )  # fmt: skip
     if json_ is not None:
-        _write_json(result.to_json(), json_)
+        write_json(result.to_json(), json_)
     if json_ != "-":
         kind = "transductive" if result.transductive else "inductive"
         print(f"{result.task}, {result.split} classes\n{result.encoder}\n{result.method}, {kind}")
@@ -322,13 +321,13 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Say which class each item is of."""
-    chosen = [*(items or []), *(_lines(file) if file is not None else [])]
+    chosen = [*(items or []), *(lines(file) if file is not None else [])]
     if not chosen:
         raise MultifslError("nothing to predict: give items, or --file with one item a line")
     classifier = _load(model, device, allow_download)
     results = _predictions(classifier, chosen)
     if json_ is not None:
-        _write_json({"schema": 1, "results": results}, json_)
+        write_json({"schema": 1, "results": results}, json_)
     if json_ != "-":
         from rich.table import Table
 
@@ -337,7 +336,7 @@ def predict(
             table.add_column(column, overflow="fold")
         for row in results:
             table.add_row(row["item"], str(row["label"]), f"{row['probability']:.3f}")
-        _console().print(table)
+        console().print(table)
 
 
 @app.command()
@@ -345,9 +344,9 @@ def demo(device: Device = "auto", json_: Json = None, debug: Debug = False) -> N
     """Check the installation: learn, add and recognise classes of all three modalities, on data that come with it."""
     from multifsl.demo import run_demo
 
-    results = run_demo(device=device, say=_stderr if json_ == "-" else print)
+    results = run_demo(device=device, say=say if json_ == "-" else print)
     if json_ is not None:
-        _write_json(results, json_)
+        write_json(results, json_)
 
 
 # ---- what the commands share ----
@@ -412,7 +411,7 @@ def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
         raise MultifslError(
             f"the encoder {resolved(encoder)!r} reads {encoder.modality} items, but the data are {task.modality} items"
         )
-    classifier.fit_items(items, progress=_track)
+    classifier.fit_items(items, progress=track)
 
 
 def _load(model: Path, device: str, allow_download: bool) -> "FewShotClassifier":
@@ -426,8 +425,12 @@ def _own_label(classifier: "FewShotClassifier", label: str) -> Any:
     if classifier.classes_.dtype.kind in "US":
         return label
     try:
-        return classifier.classes_.dtype.type(json.loads(label))
-    except (ValueError, TypeError):
+        number = json.loads(label)
+        own = classifier.classes_.dtype.type(number)
+        if isinstance(number, int | float) and own == number:
+            return own
+        raise ValueError(label)
+    except (ValueError, TypeError, OverflowError):
         raise MultifslError(f"the labels of this model are numbers; {label!r} is none") from None
 
 
@@ -441,91 +444,15 @@ def _predictions(classifier: "FewShotClassifier", items: list[str], best: int = 
     return results
 
 
-def _lines(file: str) -> list[str]:
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise MultifslError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise MultifslError(f"{file} is not UTF-8 text: {error}") from None
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def _write_json(content: Any, target: str) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    if target == "-":
-        print(text)
-        return
-    try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise MultifslError(f"cannot write {target}: {error.strerror}") from None
-
-
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
-
-
-def _stderr(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _track(sequence: Any, description: str = "working", total: int | None = None) -> Any:
-    """A progress bar on stderr for work that takes longer than a second; nothing in a pipe."""
-    from rich.progress import track
-
-    return track(
-        sequence,
-        description=description,
-        total=total,
-        console=_console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-
-
-@contextmanager
-def _training_line() -> Iterator[Any]:
-    """A live line on a terminal, a plain line now and then elsewhere; both on stderr."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    live = sys.stderr.isatty()
-    columns = [
-        TextColumn("training"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
-    shown = 0.0
-
-    with Progress(*columns, console=_console(stderr=True), disable=not live) as progress:
-        line = progress.add_task("training", total=1.0, figures="reading data")
-
-        def report(step: int, fraction: float, row: dict[str, float]) -> None:
-            nonlocal shown
-            best = f", best validation {row['best']:.4f}" if row["best"] >= 0 else ""
-            rate = f"{row['episodes_per_second']:.1f} episodes/s"
-            figures = f"step {step}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}{best}, {rate}"
-            progress.update(line, completed=fraction, figures=figures)
-            if not live and (fraction >= shown + 0.05 or fraction >= 1):
-                shown = fraction
-                _stderr(f"{fraction:4.0%} {figures}")
-
-        yield report
-
-
 def main() -> None:
     """The `multifsl` command."""
-    warnings.showwarning = lambda message, *_args, **_kwargs: _stderr(f"warning: {message}")
+    warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
     try:
         app()
     except MultifslError as error:
         if _debug:
             raise
-        _stderr(f"error: {error}")
+        say(f"error: {error}")
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -533,7 +460,7 @@ def main() -> None:
     except Exception as error:
         if _debug:
             raise
-        _stderr(f"internal error: {type(error).__name__}: {error}\nThis is a fault of multifsl; --debug shows where.")
+        say(f"internal error: {type(error).__name__}: {error}\nThis is a fault of multifsl; --debug shows where.")
         sys.exit(1)
 
 

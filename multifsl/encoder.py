@@ -70,11 +70,8 @@ class Encoder(nn.Module):
         return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
 
     @torch.no_grad()
-    def embed(self, x: Inputs, batch_size: int = 64, progress: Any = iter) -> Tensor:
-        """Embeddings [B, D] of a prepared batch of any size, in evaluation mode; similar lengths are run together.
-
-        `progress` wraps the iterator over blocks, as `rich.progress.track` does.
-        """
+    def embed(self, x: Inputs, batch_size: int = 64) -> Tensor:
+        """Embeddings [B, D] of a prepared batch of any size, in evaluation mode; similar lengths are run together."""
         was_training = self.training
         self.eval()
         try:
@@ -82,7 +79,7 @@ class Encoder(nn.Module):
             order = torch.arange(count) if valid is None else torch.argsort(valid.cpu(), descending=True, stable=True)
             longest = None if valid is None else valid.cpu()[order].tolist()
             out: Tensor | None = None
-            for start in progress(range(0, count, batch_size)):
+            for start in range(0, count, batch_size):
                 rows = order[start : start + batch_size]
                 block = map_inputs(lambda leaf, rows=rows: leaf[rows.to(leaf.device)], x)  # type: ignore[misc]
                 if longest is not None:

@@ -19,7 +19,7 @@ from multifsl.bank import Bank, Progress, embed_items, sampler_of
 from multifsl.checkpoint import load_run
 from multifsl.encoder import Encoder
 from multifsl.episode import EpisodeSampler, Range
-from multifsl.errors import MultifslError
+from multifsl.errors import BadFile, MultifslError
 from multifsl.functional import accuracy
 from multifsl.method import EmbeddingMethod, Method
 from multifsl.registry import build, resolved
@@ -100,7 +100,9 @@ def evaluate(
             raise MultifslError("evaluate takes a run or an encoder, not both")
         loaded = load_run(run, device=where, allow_download=True)
         learner, info = loaded.method, loaded.info
-        task = info["task"] if task is None else task
+        task = info.get("task") if task is None else task
+        if not isinstance(task, str | Task):
+            raise BadFile(f"{run} names no task")
     elif encoder is None or task is None:
         raise MultifslError("evaluate takes a run, or a task and an encoder")
     data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task

@@ -6,7 +6,7 @@ so that one module serves any number of users and can be vectorised.
 Shape letters: T tasks, S support items, Q queries, N ways, D embedding width, `*` the shape of one item.
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class Method(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
+
+    def __sklearn_clone__(self) -> Self:
+        """scikit-learn's `clone` shares what was trained."""
+        return self
 
     def adapt(self, support: Batch, present: Tensor) -> State:
         """Learn one task from its support set."""

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import keyword
 import sys
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ _BASES: dict[Kind, tuple[str, str]] = {
     "methods": ("multifsl.method", "Method"),
     "tasks": ("multifsl.task", "Task"),
 }
+LONGEST_SPEC = 10_000  # characters; a class list may be long, an attack longer
 _plugins: dict[Kind, dict[str, type]] = {kind: {} for kind in KINDS}
 
 
@@ -71,11 +73,21 @@ def parse(text: str) -> list[Spec]:
     >>> parse("omniglot(rotations=True)")
     [Spec(name='omniglot', args=(), kwargs={'rotations': True})]
     """
+    if not isinstance(text, str):
+        raise MultifslError(f"a spec is a text such as 'name(key=value)', not {type(text).__name__}")
+    if len(text) > LONGEST_SPEC:
+        raise MultifslError(f"the spec {text[:40]!r}... has {len(text)} characters; at most {LONGEST_SPEC} are read")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
+        return [_spec(node, text) for node in _summands(tree)]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise MultifslError(f"cannot read the spec {text!r}: write a name, or name(key=value, ...)") from error
-    return [_spec(node, text) for node in _summands(tree)]
+        if isinstance(error, MultifslError):
+            raise
+        raise MultifslError(f"cannot read the spec {_short(text)!r}: write a name, or name(key=value, ...)") from error
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _summands(node: ast.expr) -> list[ast.expr]:
@@ -90,13 +102,16 @@ def _spec(node: ast.expr, text: str) -> Spec:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
         try:
             args = tuple(ast.literal_eval(a) for a in node.args)
-            return Spec(node.func.id, args, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
+            kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
         except (ValueError, TypeError, RecursionError) as error:
             raise MultifslError(
-                f"the spec {text!r} has an argument that is no plain value; allowed are numbers, strings, True, False, None, "
-                "and tuples, lists and dicts of them"
+                f"the spec {_short(text)!r} has an argument that is no plain value; allowed are numbers, strings, True, False, "
+                "None, and tuples, lists and dicts of them"
             ) from error
-    raise MultifslError(f"cannot read the spec {text!r}: write a name, or name(key=value, ...)")
+        if len(kwargs) < len(node.keywords):
+            raise MultifslError(f"the spec {_short(text)!r} gives an argument twice")
+        return Spec(node.func.id, args, kwargs)
+    raise MultifslError(f"cannot read the spec {_short(text)!r}: write a name, or name(key=value, ...)")
 
 
 def find(kind: Kind, name: str) -> type:
@@ -138,14 +153,21 @@ def add_plugin(path: Path | str) -> str:
     spec = importlib.util.spec_from_file_location(f"multifsl_plugin_{name}", path)
     if spec is None or spec.loader is None:
         raise MultifslError(f"{path} is not a Python file")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise MultifslError(
+            f"{path}: a plug-in's file name is its name in specs, and {name!r} is none; use letters, digits and _"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise MultifslError(f"the plug-in {path} cannot be run: {type(error).__name__}: {error}") from error
     classes = {kind: c for kind in KINDS if (c := _plugin_class(module, kind)) is not None}
     if not classes:
         raise MultifslError(f"{path} defines no Encoder, Method or Task of its own")
     for kind, found in classes.items():
-        if name in _files(kind):
+        if name in (*_files(kind), *_plugins[kind]):
             raise MultifslError(f"there is {kind[:-1]} {name!r} already; give {path} another name")
         _plugins[kind][name] = found
     return name
@@ -160,7 +182,15 @@ def _create(kind: Kind, spec: Spec, leading: tuple[Any, ...] = (), hints: dict[s
         signature.bind(*leading, *spec.args, **kwargs)
     except TypeError as error:
         raise MultifslError(f"{kind[:-1]} {spec.name!r}: {error}; it takes {_keywords(own)}") from None
-    return cls(*leading, *spec.args, **kwargs)
+    try:
+        return cls(*leading, *spec.args, **kwargs)
+    except MultifslError:
+        raise
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # an argument of a kind that it cannot use
+        given = ", ".join([*map(repr, spec.args), *(f"{k}={v!r}" for k, v in spec.kwargs.items())])
+        raise MultifslError(
+            f"{kind[:-1]} {spec.name!r} cannot be built with {_short(given) or 'its defaults'}: {error}; it takes {_keywords(own)}"
+        ) from error
 
 
 def _keywords(parameters: list[inspect.Parameter]) -> str:
@@ -189,6 +219,10 @@ def build(kind: Kind, spec: str, *, encoder: Any = None, task: Any = None, data_
     >>> build("encoders", "conv4(width=32)").dim
     32
     """
+    if not isinstance(spec, str):
+        raise MultifslError(
+            f"the {kind[:-1]} is given by a spec, a text such as 'name(key=value)', not {type(spec).__name__}"
+        )
     if kind == "tasks":
         parts = [_create(kind, s) for s in parse(spec)]
         for part in parts:
@@ -209,14 +243,19 @@ def resolved(thing: Any) -> str:
     >>> resolved(build("encoders", "conv4(channels=1)"))
     "conv4(width=64, norm='batch', channels=1, image_size=28)"
     """
-    if hasattr(thing, "parts"):
+    from multifsl.task import Joined
+
+    if isinstance(thing, Joined):
         return " + ".join(resolved(part) for part in thing.parts)
     cls = type(thing)
     kind = next(k for k in KINDS if any(f"{b.__module__}.{b.__name__}" == ".".join(_BASES[k]) for b in cls.__mro__))
     plugin = next((n for n, c in _plugins[kind].items() if c is cls), None)
     name = plugin or cls.__module__.rpartition(".")[2]
     parameters = list(inspect.signature(cls).parameters.values())[1 if kind == "methods" else 0 :]
-    inside = ", ".join(f"{p.name}={_literal(getattr(thing, p.name))}" for p in parameters)
+    named = [
+        p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]  # of a class without __init__
+    inside = ", ".join(f"{name}={_literal(getattr(thing, name))}" for name in named)
     return f"{name}({inside})" if inside else name
 
 

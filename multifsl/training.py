@@ -4,16 +4,13 @@ Shape letters: T tasks a step.
 """
 
 import contextlib
-import json
 import math
-import shutil
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +18,15 @@ import torch
 from torch import Tensor
 
 from multifsl.bank import Bank, Progress, Stream, open_data, sampler_of
-from multifsl.checkpoint import Run, read_json, read_tensors, save_run, to_bytes, write_atomically
+from multifsl.checkpoint import Run, save_run
 from multifsl.encoder import Encoder
 from multifsl.episode import Range
-from multifsl.errors import BadFile, MultifslError
+from multifsl.errors import MultifslError
 from multifsl.evaluation import check_modality, episode_accuracies, half_width, pick_device
 from multifsl.functional import accuracy
 from multifsl.method import Method
 from multifsl.registry import build, resolved
+from multifsl.run_folder import Metrics, Progressed, checkpoint_of, open_folder, restore, save
 from multifsl.task import Items, Task
 
 LOG_EVERY = 20  # steps between looks at the loss; each look waits for the accelerator
@@ -36,18 +34,6 @@ CHECKPOINT_SECONDS = 60.0
 VALIDATIONS = 12  # spread evenly over a run
 VALIDATION_EPISODES = 400
 VALIDATION_SEED = 2**31 - 1  # not one that people pick: these episodes choose the weights
-
-
-@dataclass
-class Progressed:
-    """Where a training stands; all that a resumed one needs beside the weights."""
-
-    step: int = 0
-    seconds: float = 0.0
-    validations: int = 0
-    best_accuracy: float = -1.0
-    best_step: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train(
@@ -128,7 +114,7 @@ def train(
         "skip_small_classes": skip_small_classes,
     }  # fmt: skip
     sampler = sampler_of(train_items, **shape)  # says at once what does not fit
-    _open_folder(out, settings, resume=resume, overwrite=overwrite)
+    open_folder(out, settings, resume=resume, overwrite=overwrite)
     source = open_data(network, train_items, device=where, progress=progress)
     if len(source.items.labels) != len(train_items.labels):  # unreadable items were left out
         sampler = sampler_of(source.items, **shape)
@@ -146,8 +132,8 @@ def train(
     learner.to(where).train()
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=lr)
     at = Progressed()
-    if resume and _checkpoint(out).exists():
-        at = _restore(_checkpoint(out), learner, optimizer)
+    if resume and checkpoint_of(out).exists():
+        at = restore(checkpoint_of(out), learner, optimizer)
     forward, optimizer = accelerator.prepare(learner, optimizer)
     batches = source.stream(
         sampler,
@@ -158,7 +144,7 @@ def train(
     )
 
     # ---- the loop ----
-    metrics = _Metrics(out / "metrics.jsonl", keep_through=at.step)
+    metrics = Metrics(out / "metrics.jsonl", keep_through=at.step)
     began = time.monotonic() - at.seconds
     saved = logged = time.monotonic()
     losses: list[Tensor] = []
@@ -207,7 +193,7 @@ def train(
                 if not math.isfinite(row["loss"]):
                     good = (
                         f"; the last good state is in {out} and goes on by --resume"
-                        if _checkpoint(out).exists()
+                        if checkpoint_of(out).exists()
                         else ""
                     )
                     raise MultifslError(
@@ -222,7 +208,7 @@ def train(
                 validate()
                 at.seconds = time.monotonic() - began
             if (interrupted or time.monotonic() - saved > CHECKPOINT_SECONDS) and accelerator.is_main_process:
-                _save(_checkpoint(out), learner, optimizer, at)
+                save(checkpoint_of(out), learner, optimizer, at)
                 saved = time.monotonic()
             if interrupted:
                 raise MultifslError(f"stopped at step {at.step}; the state is in {out} and goes on by --resume")
@@ -245,7 +231,7 @@ def train(
     run = Run(out, learner, {**settings, "metrics": result})
     if accelerator.is_main_process:
         run = save_run(out, learner, {**settings, "metrics": result})
-        _checkpoint(out).unlink(missing_ok=True)
+        checkpoint_of(out).unlink(missing_ok=True)
     return run
 
 
@@ -313,95 +299,3 @@ def _validation_data(
         return None
     source = open_data(encoder, items, device=where, progress=progress)
     return (source.items if isinstance(source, Stream) else source), shape
-
-
-def _checkpoint(out: Path) -> Path:
-    return out / "checkpoint.safetensors"
-
-
-def _open_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Make the run's folder, or agree to the one that is there."""
-    if resume and overwrite:
-        raise MultifslError("give resume or overwrite, not both")
-    config = out / "settings.json"
-    if resume:
-        if (out / "run.json").exists():
-            raise MultifslError(f"the run {out} is finished; there is nothing to resume")
-        if not config.exists():
-            raise MultifslError(f"there is no run to resume at {out}")
-        old = read_json(config)
-        differ = [f"{k}: {old.get(k)!r} then, {v!r} now" for k, v in settings.items() if old.get(k) != v]
-        if differ:
-            raise MultifslError(
-                f"the run {out} was started with other settings ({'; '.join(differ)}); resume with the same ones"
-            )
-        return
-    if out.exists() and not out.is_dir():
-        raise MultifslError(f"{out} is a file; a run is a folder")
-    if out.exists() and any(out.iterdir()):
-        if not overwrite:
-            raise MultifslError(f"{out} exists already; go on with it by --resume, or replace it by --overwrite")
-        if not (config.exists() or (out / "run.json").exists()):
-            raise MultifslError(f"{out} is no run: it is not overwritten")
-        shutil.rmtree(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(config, json.dumps(settings, indent=2).encode())
-    except OSError as error:
-        raise MultifslError(f"cannot write the run to {out}: {error.strerror}") from error
-
-
-class _Metrics:
-    """`metrics.jsonl`: a line a look; lines that a lost stretch of training wrote are dropped."""
-
-    def __init__(self, path: Path, keep_through: int) -> None:
-        self.path = path
-        if path.exists():
-            rows = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_through]
-            write_atomically(path, "".join(f"{row}\n" for row in rows).encode())
-
-    def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the line that a crash cut off
-        return math.inf
-
-
-def _save(path: Path, learner: Method, optimizer: Any, at: Progressed) -> None:
-    """Weights, optimiser, random state and progress in one file."""
-    state = optimizer.state_dict()
-    tensors = {f"model.{k}": v for k, v in learner.state_dict().items()}
-    tensors |= {f"best.{k}": v for k, v in at.best.items()}
-    tensors |= {f"optimizer.{i}.{k}": v for i, entry in state["state"].items() for k, v in entry.items()}
-    tensors["rng"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    progressed = {k: getattr(at, k) for k in ("step", "seconds", "validations", "best_accuracy", "best_step")}
-    write_atomically(
-        path, to_bytes(tensors, {"progress": json.dumps(progressed), "groups": json.dumps(state["param_groups"])})
-    )
-
-
-def _restore(path: Path, learner: Method, optimizer: Any) -> Progressed:
-    tensors, header = read_tensors(path)
-    try:
-        at = Progressed(**json.loads(header["progress"]))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": json.loads(header["groups"])})
-        learner.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        torch.set_rng_state(tensors["rng"])
-        if "rng_cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng_cuda"])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise BadFile(f"the checkpoint {path} does not fit this training: {error}") from error
-    at.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
-    return at

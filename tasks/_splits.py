@@ -12,6 +12,18 @@ from multifsl.tasks._files import resolve, some
 PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
+def check_own(task: str, path: str | Path, seed: int) -> None:
+    """The arguments that the tasks over one's own files share."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise MultifslError(f"{task}: path is a folder's or a file's name, not {path!r}")
+    check_seed(task, seed)
+
+
+def check_seed(task: str, seed: int) -> None:
+    if not isinstance(seed, int) or seed < 0:
+        raise MultifslError(f"{task}: seed is a whole number from 0, not {seed!r}")
+
+
 def select(
     split: str,
     names: Collection[str],

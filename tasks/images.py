@@ -5,7 +5,7 @@ from pathlib import Path
 from multifsl.task import Items, Task
 from multifsl.tasks._files import build, resolve
 from multifsl.tasks._folders import class_folders
-from multifsl.tasks._splits import select
+from multifsl.tasks._splits import check_own, select
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -32,6 +32,7 @@ class Images(Task):
     modality = "image"
 
     def __init__(self, path: str | Path, *, splits: str | Path | None = None, seed: int = 0) -> None:
+        check_own("images", path, seed)
         self.path, self.splits, self.seed = path, splits, seed
 
     @staticmethod

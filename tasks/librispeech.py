@@ -15,7 +15,7 @@ from multifsl.task import Items, Task
 from multifsl.tasks._audio import at_speeds, check_speeds, decode
 from multifsl.tasks._files import File, Lazy, build
 from multifsl.tasks._folders import clips
-from multifsl.tasks._splits import select
+from multifsl.tasks._splits import check_seed, select
 
 
 class Chunk(NamedTuple):
@@ -51,6 +51,7 @@ class LibriSpeech(Task):
     def __init__(self, *, chunk_seconds: float = 1.5, speeds: Sequence[float] = (1.0,), seed: int = 0) -> None:
         if not 0 < chunk_seconds < float("inf"):
             raise MultifslError(f"chunk_seconds must be a number above 0, not {chunk_seconds}")
+        check_seed("librispeech", seed)
         self.chunk_seconds, self.speeds, self.seed = chunk_seconds, check_speeds(speeds), seed
 
     def items(self, split: str) -> Items:

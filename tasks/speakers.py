@@ -7,7 +7,7 @@ from multifsl.errors import MultifslError
 from multifsl.task import Items, Task
 from multifsl.tasks._files import File, build, resolve
 from multifsl.tasks._folders import class_folders
-from multifsl.tasks._splits import select
+from multifsl.tasks._splits import check_own, select
 
 ALIASES = {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}  # usual suffixes that are no format's name
 
@@ -39,6 +39,7 @@ class Speakers(Task):
     def __init__(
         self, path: str | Path, *, splits: str | Path | None = None, seed: int = 0, group_by: str | None = None
     ) -> None:
+        check_own("speakers", path, seed)
         self.path, self.splits, self.seed, self.group_by = path, splits, seed, group_by
         try:
             groups = 1 if group_by is None else re.compile(group_by).groups

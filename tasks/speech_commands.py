@@ -10,7 +10,7 @@ from multifsl.task import Items, Task
 from multifsl.tasks._audio import at_speeds, check_speeds
 from multifsl.tasks._files import build
 from multifsl.tasks._folders import clips
-from multifsl.tasks._splits import select
+from multifsl.tasks._splits import check_seed, select
 
 
 class SpeechCommands(Task):
@@ -30,6 +30,7 @@ class SpeechCommands(Task):
     modality = "speech"
 
     def __init__(self, *, speeds: Sequence[float] = (1.0,), seed: int = 0) -> None:
+        check_seed("speech_commands", seed)
         self.speeds, self.seed = check_speeds(speeds), seed
 
     def items(self, split: str) -> Items:

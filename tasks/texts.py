@@ -4,7 +4,7 @@ from pathlib import Path
 
 from multifsl.task import Items, Task
 from multifsl.tasks._files import build, resolve
-from multifsl.tasks._splits import select
+from multifsl.tasks._splits import check_own, select
 from multifsl.tasks._tables import CSV, JSON_LINES, read_texts
 
 
@@ -38,6 +38,7 @@ class Texts(Task):
         splits: str | Path | None = None,
         seed: int = 0,
     ) -> None:
+        check_own("texts", path, seed)
         self.path, self.text, self.label, self.splits, self.seed = path, text, label, splits, seed
 
     @staticmethod

@@ -34,7 +34,8 @@ def test_import_is_light() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["list", "encoders"]])
 def test_help_is_light(arguments: list[str]) -> None:
-    code = f"import sys; sys.argv = ['multifsl', *{arguments!r}]\nfrom multifsl.cli import main\ntry: main()\nexcept SystemExit: pass"
+    run = "from multifsl.cli import main\ntry: main()\nexcept SystemExit: pass"
+    code = f"import sys; sys.argv = ['multifsl', *{arguments!r}]\n{run}"
     assert not modules_after(code) & HEAVY
 
 

