@@ -427,7 +427,7 @@ def _own_label(classifier: "FewShotClassifier", label: str) -> Any:
     try:
         number = json.loads(label)
         own = classifier.classes_.dtype.type(number)
-        if isinstance(number, int | float) and own == number:
+        if isinstance(number, bool) == (own.dtype.kind == "b") and isinstance(number, int | float) and own == number:
             return own
         raise ValueError(label)
     except (ValueError, TypeError, OverflowError):

