@@ -142,6 +142,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def forget(self, label: Any) -> Self:
         """Forget a class and its examples. Raises MultifslError where there is no such class, or no other one would be left."""
         check_is_fitted(self)
+        label = label.item() if isinstance(label, np.generic) else label
         gone = self.support_labels_ == label
         if not np.any(gone):
             raise MultifslError(f"there is no class {label!r}; known: {_some(self.classes_)}")

@@ -428,7 +428,7 @@ def _own_label(classifier: "FewShotClassifier", label: str) -> Any:
         number = json.loads(label)
         own = classifier.classes_.dtype.type(number)
         if isinstance(number, bool) == (own.dtype.kind == "b") and isinstance(number, int | float) and own == number:
-            return own
+            return own.item()
         raise ValueError(label)
     except (ValueError, TypeError, OverflowError):
         raise MultifslError(f"the labels of this model are numbers; {label!r} is none") from None
