@@ -82,17 +82,17 @@ def _read(item: str | Path | Member, name: str) -> tuple[np.ndarray, float]:
     try:
         import soundfile
     except (ImportError, OSError) as error:
-        raise MultifslError(f"reading audio files needs soundfile ({error}): pip install 'multifsl[speech]'") from error
+        raise MultifslError(f"reading audio files needs soundfile ({error}): pip install soundfile") from error
     source: str | BinaryIO
     try:
         if isinstance(item, Member):
             data = item.read_bytes()
-            size, missing, source = len(data), _missing_bytes(io.BytesIO(data), len(data)), io.BytesIO(data)
+            size, missing, source = len(data), _truncation(io.BytesIO(data), len(data)), io.BytesIO(data)
         else:
             path = Path(item)
             with path.open("rb") as handle:
                 size = path.stat().st_size
-                missing = _missing_bytes(handle, size)
+                missing = _truncation(handle, size)
             source = str(path)
     except FileNotFoundError as error:
         raise BadItem(f"{name}: there is no such file") from error
@@ -101,7 +101,7 @@ def _read(item: str | Path | Member, name: str) -> tuple[np.ndarray, float]:
     if size == 0:
         raise BadItem(f"{name}: the file is empty")
     if missing:
-        raise BadItem(f"{name}: truncated: {missing} bytes of the audio that its header promises are missing")
+        raise BadItem(f"{name}: truncated: {missing}")
     try:
         with soundfile.SoundFile(source) as sound:
             promised, rate = sound.frames, sound.samplerate
@@ -116,20 +116,34 @@ def _read(item: str | Path | Member, name: str) -> tuple[np.ndarray, float]:
     return samples, rate
 
 
-def _missing_bytes(handle: BinaryIO, size: int) -> int:
-    """Bytes that a WAV file's data chunk lacks; libsndfile reads what is left and says nothing. 0 for other formats."""
+def _truncation(handle: BinaryIO, size: int) -> str:
+    """What a file lacks of what its header promises, where libsndfile reads what is left and says nothing; else ""."""
     head = handle.read(12)
-    if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
-        return 0
+    missing = 0
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        missing = _missing_of_wav(handle, size, head)
+    elif head[:4] == b"FORM" and head[8:11] == b"AIF":
+        missing = 8 + int.from_bytes(head[4:8], "big") - size
+    elif head[:4] == b"OggS":
+        handle.seek(max(0, size - 65_307))  # the longest page
+        tail = handle.read()
+        page = tail[tail.rfind(b"OggS") :]
+        segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+        whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(segments)
+        return "" if whole and page[5] & 4 else "its last page does not end the stream"
+    return f"{missing} bytes of the audio that its header promises are missing" if missing > 0 else ""
+
+
+def _missing_of_wav(handle: BinaryIO, size: int, head: bytes) -> int:
     start = 12
     while start + 8 <= size:
         handle.seek(start)
         kind, length = handle.read(4), int.from_bytes(handle.read(4), "little")
         if kind == b"data":
             # programs that write into a pipe cannot know the length, and put the largest one there
-            return 0 if length >= 0x7FFFF000 else max(0, start + 8 + length - size)
+            return 0 if length >= 0x7FFFF000 else start + 8 + length - size
         start += 8 + length + length % 2
-    return max(0, 8 + int.from_bytes(head[4:8], "little") - size)
+    return 8 + int.from_bytes(head[4:8], "little") - size
 
 
 def _unpack(waveform: Any, rate: Any) -> tuple[np.ndarray, float, str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from multifsl.errors import BadFile
 
+MAX_MEMBER_BYTES = 2**30  # an archive of a few kilobytes can claim any size
+
 
 @dataclass(frozen=True)
 class Member:
@@ -22,6 +24,9 @@ class Member:
         handle, lock = _open_archive(self.archive)
         with lock:
             try:
+                size = handle.getinfo(self.name).file_size
+                if size > MAX_MEMBER_BYTES:
+                    raise BadFile(f"{self} would unpack to {size} bytes; at most {MAX_MEMBER_BYTES} are read")
                 return handle.read(self.name)
             except KeyError:
                 raise BadFile(f"{self.archive} has no member {self.name}") from None

@@ -89,13 +89,12 @@ class Stream:
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
-            multiprocessing_context="spawn" if self.workers else None,
         )
         for support_x, query_x, support_y, query_y, present in loader:
             yield Episode(
-                Batch(self._move(support_x), support_y.to(self.device)),
-                Batch(self._move(query_x), query_y.to(self.device)),
-                present.to(self.device),
+                Batch(self._move(support_x), support_y.to(self.device, non_blocking=True)),
+                Batch(self._move(query_x), query_y.to(self.device, non_blocking=True)),
+                present.to(self.device, non_blocking=True),
                 False,
             )
 
@@ -136,8 +135,8 @@ def to_episode(tasks: Sequence[Indices], x: Inputs) -> Episode:
     t, s = len(tasks), len(tasks[0].support)
     x = map_inputs(lambda leaf: leaf.unflatten(0, (t, -1)), x)  # [T, S + Q, *]
     device = x.device if isinstance(x, torch.Tensor) else next(iter(x.values())).device
-    support_y = torch.from_numpy(np.stack([task.support_y for task in tasks])).to(device)
-    query_y = torch.from_numpy(np.stack([task.query_y for task in tasks])).to(device)
+    support_y = torch.from_numpy(np.stack([task.support_y for task in tasks])).to(device, non_blocking=True)
+    query_y = torch.from_numpy(np.stack([task.query_y for task in tasks])).to(device, non_blocking=True)
     present = torch.ones(t, len(tasks[0].classes), dtype=torch.bool, device=device)
     return Episode(
         Batch(map_inputs(lambda leaf: leaf[:, :s], x), support_y),
@@ -154,6 +153,20 @@ def sampler_of(items: Items, **shape: Any) -> EpisodeSampler:
     )
 
 
+def scan(encoder: Encoder, items: Sequence[Any], bad: list[str], progress: Any = None) -> Iterator[tuple[int, Any]]:
+    """(position, loaded item) of those that can be read; the others are noted in `bad`."""
+    positions = range(len(items))
+    for i in progress(positions, description="reading items", total=len(items)) if progress else positions:
+        item = None
+        try:
+            item = items[i]  # a lazy sequence decodes here
+            loaded = encoder.load(item)
+        except BadItem as error:
+            bad.append(_named(item, i, error))
+            continue
+        yield i, loaded
+
+
 def load_all(
     encoder: Encoder, items: Sequence[Any], *, progress: Progress | None = None
 ) -> tuple[list[Any], list[int]]:
@@ -161,21 +174,15 @@ def load_all(
 
     Raises MultifslError where none can be read.
     """
-    positions = range(len(items))
-    loaded, kept, bad = [], [], []
-    for i in progress(positions, description="reading items", total=len(items)) if progress else positions:
-        try:
-            loaded.append(encoder.load(items[i]))
-            kept.append(i)
-        except BadItem as error:
-            bad.append(_named(items[i], i, error))
+    bad: list[str] = []
+    read = list(scan(encoder, items, bad, progress))
     _report_bad(bad, len(items))
-    return loaded, kept
+    return [loaded for _, loaded in read], [i for i, _ in read]
 
 
 def _named(item: Any, position: int, error: BadItem) -> str:
-    """The reason, with the item's place where the item has no name of its own."""
-    return str(error) if isinstance(item, str | Path | Member) else f"item {position}: {error}"
+    """The reason, with the item's place where the item has no name of its own, or was not even opened."""
+    return str(error) if item is None or isinstance(item, str | Path | Member) else f"item {position}: {error}"
 
 
 def _report_bad(bad: list[str], total: int) -> None:
@@ -218,7 +225,7 @@ def select(items: Items, kept: Sequence[int]) -> Items:
         return items
     index = np.asarray(kept, dtype=np.int64)
     return Items(
-        [items.items[i] for i in kept],
+        Chosen(items.items, kept),
         items.labels[index],
         items.class_names,
         None if items.groups is None else items.groups[index],
@@ -230,20 +237,18 @@ def embed_items(
     encoder: Encoder, items: Items, *, batch_size: int = 64, progress: Progress | None = None
 ) -> tuple[torch.Tensor, Items]:
     """Embeddings [n, D] of all items, and the items without those that cannot be read; memory stays bounded."""
-    positions = range(len(items.labels))
     parts: list[torch.Tensor] = []
     kept: list[int] = []
     bad: list[str] = []
-    loaded: list[Any] = []
-    for i in progress(positions, description="embedding items", total=len(positions)) if progress else positions:
-        try:
-            loaded.append(encoder.load(items.items[i]))
-            kept.append(i)
-        except BadItem as error:
-            bad.append(_named(items.items[i], i, error))
-        if loaded and (len(loaded) == EMBED_BLOCK or i == positions[-1]):
-            parts.append(encoder.embed(collate_blocks(encoder, loaded), batch_size))
-    _report_bad(bad, len(positions))
+    block: list[Any] = []
+    for i, loaded in scan(encoder, items.items, bad, progress):
+        block.append(loaded)
+        kept.append(i)
+        if len(block) == EMBED_BLOCK:
+            parts.append(encoder.embed(collate_blocks(encoder, block), batch_size))
+    if block:
+        parts.append(encoder.embed(collate_blocks(encoder, block), batch_size))
+    _report_bad(bad, len(items.labels))
     return torch.cat(parts), select(items, kept)
 
 
@@ -270,7 +275,10 @@ def open_data(
         "they are streamed from disk, which is slower",
         stacklevel=2,
     )
-    return Stream(encoder, items, device=device)
+    bad: list[str] = []
+    kept = [i for i, _ in scan(encoder, items.items, bad, progress)]  # a bad item would stop the training when it came
+    _report_bad(bad, len(items.labels))
+    return Stream(encoder, select(items, kept), device=device)
 
 
 class Chosen(Sequence[Any]):

@@ -39,7 +39,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o666 & ~_umask())  # a temporary file is its owner's alone
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -59,8 +59,14 @@ def write_folder(path: Path, write: Callable[[Path], None], *, overwrite: bool) 
     except OSError as error:
         raise MultifslError(f"cannot write {given}: {error.strerror}: {error.filename}") from error
     try:
-        os.chmod(fresh, 0o755)
+        os.chmod(fresh, 0o777 & ~_umask())
         write(fresh)
+        for other in path.iterdir() if path.exists() else ():  # what somebody put beside our files stays
+            if not (fresh / other.name).exists():
+                if other.is_dir() and not other.is_symlink():
+                    shutil.copytree(other, fresh / other.name, symlinks=True)
+                else:
+                    shutil.copy2(other, fresh / other.name, follow_symlinks=False)
         old = backup_of(path)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -73,6 +79,12 @@ def write_folder(path: Path, write: Callable[[Path], None], *, overwrite: bool) 
         if isinstance(error, OSError):
             raise MultifslError(f"cannot write {given}: {error.strerror}") from error
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def backup_of(path: Path) -> Path:
@@ -91,10 +103,10 @@ def to_bytes(tensors: dict[str, Tensor], header: dict[str, str] | None = None) -
     return tensors_to_bytes({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata=header)
 
 
-def read_tensors(path: Path, *, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header strings of a safetensors file. Raises BadFile, with the reason, where it is damaged."""
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise BadFile(f"{path.parent} lacks {path.name}") from None
@@ -146,6 +158,16 @@ def read_pair(folder: Path, json_name: str, what: str) -> tuple[dict[str, Any], 
 
 def checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A checksum of tensors by name, to tell whether weights that live elsewhere are still the same."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def write_pair(folder: Path, json_name: str, info: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -70,6 +70,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ['left', 'right', 'up']
     """
 
+    _progress: Progress | None = None  # the command line shows its bar; wraps the loop over blocks of items
+
     def __init__(
         self,
         encoder: str | Encoder | None = None,
@@ -334,7 +336,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(X) == 0:
             raise MultifslError("X has no items")
         parts = []
-        for start in range(0, len(X), EMBED_BLOCK):
+        starts = range(0, len(X), EMBED_BLOCK)
+        for start in starts if self._progress is None else self._progress(starts, description="embedding items"):
             loaded = [encoder.load(_item(X, i)) for i in range(start, min(start + EMBED_BLOCK, len(X)))]
             parts.append(full_precision(encoder.to(where).embed(collate_blocks(encoder, loaded), self.batch_size)))
         return _finite(torch.cat(parts), X)

@@ -200,6 +200,7 @@ def evaluate(
     skip_small_classes: SkipSmall = False,
     device: Device = "auto",
     data_root: DataRoot = None,
+    allow_download: AllowDownload = False,
     json_: Json = None,
     plugin: Plugin = None,
     debug: Debug = False,
@@ -213,7 +214,7 @@ def evaluate(
     result = run_evaluation(
         run, task=task, encoder=encoder, split=split, way=_range("way", way), shot=_range("shot", shot), query=query,
         episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance, device=device, data_root=data_root,
-        skip_small_classes=skip_small_classes, progress=track, method=method or DEFAULT_METHOD,
+        skip_small_classes=skip_small_classes, allow_download=allow_download, progress=track, method=method or DEFAULT_METHOD,
     )  # fmt: skip
     if json_ is not None:
         write_json(result.to_json(), json_)
@@ -242,6 +243,7 @@ def fit(
     ] = None,
     modality: Annotated[Modality | None, typer.Option(help="What the items are, where the files do not say.")] = None,
     device: Device = "auto",
+    allow_download: AllowDownload = False,
     overwrite: Overwrite = False,
     plugin: Plugin = None,
     debug: Debug = False,
@@ -263,7 +265,7 @@ def fit(
     from multifsl.evaluation import DEFAULT_METHOD
 
     if run is not None:
-        classifier = FewShotClassifier.from_run(run, device=device, allow_download=True)
+        classifier = FewShotClassifier.from_run(run, device=device, allow_download=allow_download)
         if method is not None:
             classifier.set_params(method=method)
     else:
@@ -379,11 +381,15 @@ def _guess_modality(data: Path) -> str:
 
     if not data.exists():
         raise MultifslError(f"there are no data at {data}")
+    own = _OWN_TASKS
     if data.is_dir():
         files = [f.name.lower() for f in data.rglob("*") if f.is_file()]
+        own = {
+            kind: name for kind, name in own.items() if kind != "text"
+        }  # texts are one file; images may have some beside
     else:
         files = [m.name.lower() for m in members(data)] if data.suffix.lower() == ".zip" else [data.name.lower()]
-    suffixes = {kind: find("tasks", name).suffixes() for kind, name in _OWN_TASKS.items()}  # type: ignore[attr-defined]
+    suffixes = {kind: find("tasks", name).suffixes() for kind, name in own.items()}  # type: ignore[attr-defined]
     counts = {kind: sum(f.endswith(ends) for f in files) for kind, ends in suffixes.items()}
     best = max(counts, key=lambda kind: counts[kind])
     if counts[best] == 0:
@@ -417,7 +423,11 @@ def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
 def _load(model: Path, device: str, allow_download: bool) -> "FewShotClassifier":
     from multifsl.classifier import FewShotClassifier
 
-    return FewShotClassifier.load(model, device=device, allow_download=allow_download)
+    classifier = FewShotClassifier.load(model, device=device, allow_download=allow_download)
+    if classifier.encoder is None:
+        raise MultifslError(f"{model} takes ready-made features, not files or texts; use it in Python")
+    classifier._progress = track
+    return classifier
 
 
 def _own_label(classifier: "FewShotClassifier", label: str) -> Any:

@@ -174,12 +174,12 @@ class EpisodeSampler:
             np.split(order, np.cumsum(np.bincount(labels, minlength=len(self.names)))[:-1]) if len(self.names) else []
         )
         sources = np.zeros(len(self.names), dtype=np.int64) if sources is None else np.asarray(sources)
-        if skip_small_classes:
-            sources = self._without_small(sources)
-        self.pools = [np.flatnonzero(sources == s) for s in np.unique(sources[sources >= 0])]
         if disjoint_groups and groups is None:
             raise MultifslError("support and query are to share no group, but these items have no groups")
         self.groups = np.asarray(groups) if disjoint_groups else None
+        if skip_small_classes:
+            sources = self._without_small(sources)
+        self.pools = [np.flatnonzero(sources == s) for s in np.unique(sources[sources >= 0])]
         self._check()
 
     def _check(self) -> None:
@@ -213,14 +213,37 @@ class EpisodeSampler:
                 f"({(counts < need).sum()} of {len(counts)} classes are too small): {fits}; "
                 "or leave small classes out (--skip-small-classes)"
             )
+        for c in used if self.groups is not None else ():
+            if not self._fits(int(c)):
+                raise self._cannot_split(int(c))
+
+    def _fits(self, c: int) -> bool:
+        """Whether a class has items for both sides of an episode, without a shared group if that is asked."""
+        rows = self.rows[c]
+        if self.groups is None or len(rows) < self.shot[1] + self.query:
+            return len(rows) >= self.shot[1] + self.query
+        reachable = 1  # bit s: some of the groups have s items together
+        for size in np.unique(self.groups[rows], return_counts=True)[1]:
+            reachable |= reachable << int(size)
+        return any(reachable >> s & 1 for s in range(self.shot[1], len(rows) - self.query + 1))
+
+    def _cannot_split(self, c: int) -> MultifslError:
+        groups = self.groups
+        assert groups is not None
+        count = len(np.unique(groups[self.rows[c]]))
+        return MultifslError(
+            f"class {self.names[c]!r} has {len(self.rows[c])} items in {count} group{'s' * (count != 1)}: they cannot be split "
+            f"into {self.shot[1]} shot + {self.query} query items that share no group; ask for fewer, allow shared groups, or "
+            "leave such classes out (--skip-small-classes)"
+        )
 
     def _without_small(self, sources: np.ndarray) -> np.ndarray:
         """`sources` with -1 for the classes that no episode can use."""
-        small = np.array([len(rows) < self.shot[1] + self.query for rows in self.rows])
+        small = np.array([not self._fits(c) for c in range(len(self.rows))])
         if small.any() and not small.all():
             named = ", ".join(self.names[c] for c in np.flatnonzero(small)[:5])
             warnings.warn(
-                f"left out {small.sum()} of {len(small)} classes, which have fewer than {self.shot[1]} shot + "
+                f"left out {small.sum()} of {len(small)} classes, which are too small for {self.shot[1]} shot + "
                 f"{self.query} query items: {named}{', ...' if small.sum() > 5 else ''}",
                 stacklevel=3,
             )
@@ -297,12 +320,7 @@ class EpisodeSampler:
                 query.append(rng.choice(right, self.query, replace=False))
             if stuck < 0:
                 return support, query
-        sizes = np.unique(self.groups[self.rows[stuck]], return_counts=True)[1]
-        raise MultifslError(
-            f"class {self.names[stuck]!r} has {len(self.rows[stuck])} items in {len(sizes)} "
-            f"group{'s' * (len(sizes) != 1)}: they cannot be split into {shots.max()} shot + {self.query} query items "
-            "that share no group; ask for fewer, or allow shared groups"
-        )
+        raise self._cannot_split(stuck)
 
 
 def _range(name: str, value: Range) -> tuple[int, int]:

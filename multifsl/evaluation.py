@@ -73,6 +73,7 @@ def evaluate(
     batch_size: int = 64,
     device: str = "auto",
     data_root: Path | str | None = None,
+    allow_download: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a run, or an encoder as it is.
@@ -82,6 +83,7 @@ def evaluate(
         encoder, method: instead of a run, an encoder without further training and the method on top of it.
         split: "train", "val", "test" or "all". way, shot: a number, or a range (low, high) drawn anew for every 32 episodes.
         disjoint_groups: support and query share no recording, session or drawer. imbalance, skip_small_classes: see EpisodeSampler.
+        allow_download: let a run's pretrained encoder be downloaded where it is not on this machine.
         progress: wraps loops, such as `rich.progress.track`.
 
     Raises:
@@ -98,7 +100,7 @@ def evaluate(
     if run is not None:
         if encoder is not None:
             raise MultifslError("evaluate takes a run or an encoder, not both")
-        loaded = load_run(run, device=where, allow_download=True)
+        loaded = load_run(run, device=where, allow_download=allow_download)
         learner, info = loaded.method, loaded.info
         task = info.get("task") if task is None else task
         if not isinstance(task, str | Task):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,11 @@ def checkpoint_of(out: Path) -> Path:
     return out / "checkpoint.safetensors"
 
 
-def open_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Make the run's folder, or agree to the one that is there."""
+OWN_FILES = ("run.json", "model.safetensors", "checkpoint.safetensors", "metrics.jsonl", "settings.json")
+
+
+def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Agree to the place of a run, before the long part and before anything in it changes."""
     if resume and overwrite:
         raise MultifslError("give resume or overwrite, not both")
     config = out / "settings.json"
@@ -54,12 +56,19 @@ def open_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite:
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise MultifslError(f"{out} exists already; go on with it by --resume, or replace it by --overwrite")
-        if not (config.exists() or (out / "run.json").exists()):
+        if not (config.exists() and {"task", "encoder", "method"} <= read_json(config).keys()):
             raise MultifslError(f"{out} is no run: it is not overwritten")
-        shutil.rmtree(out)
+
+
+def open_folder(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    """Make the run's folder; of an old run in it, the run's own files go."""
+    if resume:
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(config, json.dumps(settings, indent=2).encode())
+        for name in OWN_FILES:
+            (out / name).unlink(missing_ok=True)
+        write_atomically(out / "settings.json", json.dumps(settings, indent=2).encode())
     except OSError as error:
         raise MultifslError(f"cannot write the run to {out}: {error.strerror}") from error
 

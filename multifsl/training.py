@@ -5,6 +5,7 @@ Shape letters: T tasks a step.
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -26,7 +27,7 @@ from multifsl.evaluation import check_modality, episode_accuracies, half_width, 
 from multifsl.functional import accuracy
 from multifsl.method import Method
 from multifsl.registry import build, resolved
-from multifsl.run_folder import Metrics, Progressed, checkpoint_of, open_folder, restore, save
+from multifsl.run_folder import Metrics, Progressed, check_folder, checkpoint_of, open_folder, restore, save
 from multifsl.task import Items, Task
 
 LOG_EVERY = 20  # steps between looks at the loss; each look waits for the accelerator
@@ -87,8 +88,10 @@ def train(
     if steps is not None and minutes is not None:
         raise MultifslError("give steps or minutes, not both")
     steps = 1000 if steps is None and minutes is None else steps
-    if (steps is not None and steps < 1) or (minutes is not None and minutes <= 0):
-        raise MultifslError("steps and minutes must be above 0")
+    if (steps is not None and steps < 1) or (minutes is not None and not 0 < minutes < math.inf):
+        raise MultifslError("steps and minutes must be numbers above 0")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MultifslError("this version trains in one process; start it without torchrun or accelerate launch")
     if episodes_per_step < 1 or not (0 < lr < math.inf):
         raise MultifslError(f"episodes_per_step must be at least 1 and lr above 0, not {episodes_per_step} and {lr}")
     if precision not in ("float32", "bfloat16"):
@@ -113,35 +116,22 @@ def train(
         "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
         "skip_small_classes": skip_small_classes,
     }  # fmt: skip
+    check_folder(out, settings, resume=resume, overwrite=overwrite)
     sampler = sampler_of(train_items, **shape)  # says at once what does not fit
-    open_folder(out, settings, resume=resume, overwrite=overwrite)
     source = open_data(network, train_items, device=where, progress=progress)
     if len(source.items.labels) != len(train_items.labels):  # unreadable items were left out
         sampler = sampler_of(source.items, **shape)
-    validation = _validation_data(data, network, shot, query, skip_small_classes, where, progress)
+    validation = _validation_data(data, network, shape, where, progress)
 
     # ---- model ----
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=where.type == "cpu")
-    if accelerator.num_processes > 1 and (minutes is not None or episodes_per_step % accelerator.num_processes):
-        raise MultifslError(
-            f"{accelerator.num_processes} processes need --steps, and an episodes_per_step that they can share evenly, "
-            f"not {episodes_per_step}"
-        )
     learner.to(where).train()
+    network.published = network.published and not any(p.requires_grad for p in network.parameters())
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=lr)
+    open_folder(out, settings, resume=resume)
     at = Progressed()
     if resume and checkpoint_of(out).exists():
         at = restore(checkpoint_of(out), learner, optimizer)
-    forward, optimizer = accelerator.prepare(learner, optimizer)
-    batches = source.stream(
-        sampler,
-        range(at.step, steps or 2**62),
-        episodes_per_step,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
+    batches = source.stream(sampler, range(at.step, steps or 2**62), episodes_per_step)
 
     # ---- the loop ----
     metrics = Metrics(out / "metrics.jsonl", keep_through=at.step)
@@ -153,9 +143,17 @@ def train(
     def fraction() -> float:
         return at.step / steps if steps else min(1.0, at.seconds / (60 * (minutes or 1)))
 
+    def check_finite() -> None:
+        if losses and not math.isfinite(loss := float(torch.stack(losses).mean())):
+            good = f"; the last good state is in {out} and goes on by --resume" if checkpoint_of(out).exists() else ""
+            raise MultifslError(
+                f"the loss is {loss} between steps {at.step - len(losses) + 1} and {at.step} (seed {seed}); "
+                f"a smaller --lr often helps{good}"
+            )
+
     def validate() -> None:
         at.validations += 1
-        if validation is None or not accelerator.is_main_process:
+        if validation is None:
             return
         held_out, val_shape = validation
         with warnings.catch_warnings(action="ignore"):  # said when the run began
@@ -173,8 +171,8 @@ def train(
                 group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * fraction()))
             episodes = next(batches)
             with torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-                output = forward(episodes)
-            accelerator.backward(output.loss.mean())
+                output = learner(episodes)
+            output.loss.mean().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             losses.append(output.loss.detach().mean())
@@ -190,24 +188,16 @@ def train(
                     "episodes_per_second": episodes_per_step * len(losses) / (time.monotonic() - logged),
                     "seconds": round(at.seconds, 1),
                 }
-                if not math.isfinite(row["loss"]):
-                    good = (
-                        f"; the last good state is in {out} and goes on by --resume"
-                        if checkpoint_of(out).exists()
-                        else ""
-                    )
-                    raise MultifslError(
-                        f"the loss is {row['loss']} between steps {at.step - len(losses)} and {at.step} (seed {seed}); "
-                        f"a smaller --lr often helps{good}"
-                    )
+                check_finite()
                 metrics.write(row)
-                if report is not None and accelerator.is_main_process:
+                if report is not None:
                     report(at.step, fraction(), {**row, "best": at.best_accuracy})
                 losses, accuracies, logged = [], [], time.monotonic()
             if fraction() >= (at.validations + 1) / VALIDATIONS:
                 validate()
                 at.seconds = time.monotonic() - began
-            if (interrupted or time.monotonic() - saved > CHECKPOINT_SECONDS) and accelerator.is_main_process:
+            if interrupted or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                check_finite()  # the last good checkpoint stays
                 save(checkpoint_of(out), learner, optimizer, at)
                 saved = time.monotonic()
             if interrupted:
@@ -228,10 +218,8 @@ def train(
             "val_step": at.best_step,
             "val_episode": validation[1] if validation else None,
         }
-    run = Run(out, learner, {**settings, "metrics": result})
-    if accelerator.is_main_process:
-        run = save_run(out, learner, {**settings, "metrics": result})
-        checkpoint_of(out).unlink(missing_ok=True)
+    run = save_run(out, learner, {**settings, "metrics": result})
+    checkpoint_of(out).unlink(missing_ok=True)
     return run
 
 
@@ -279,20 +267,19 @@ def _plain(value: Range) -> int | list[int]:
 def _validation_data(
     data: Task,
     encoder: Encoder,
-    shot: Range,
-    query: int,
-    skip_small_classes: bool,
+    train_shape: dict[str, Any],
     where: torch.device,
     progress: Progress | None,
 ) -> tuple[Bank | Items, dict[str, Any]] | None:
     """The val items and the shape of their episodes; None, with a warning, where there are none that fit."""
     try:
         items = data.items("val")
-        shot = shot if isinstance(shot, int) else shot[0]
+        shot = train_shape["shot"]
         way = min(5, len(items.class_names)) if items.sources is None else 5
         if way < 2:
             raise MultifslError(f"it has {len(items.class_names)} classes")
-        shape: dict[str, Any] = {"way": way, "shot": shot, "query": query, "skip_small_classes": skip_small_classes}
+        fixed = {"way": way, "shot": shot if isinstance(shot, int) else shot[0]}
+        shape = {k: v for k, v in {**train_shape, **fixed}.items() if k != "seed"}
         sampler_of(items, **shape)
     except MultifslError as error:
         warnings.warn(f"no validation, so the last weights will be kept: {error}", stacklevel=3)

@@ -4,13 +4,14 @@ Panayotov, Chen, Povey and Khudanpur, "LibriSpeech: an ASR corpus based on publi
 https://www.openslr.org/12; train-clean-100, the first 9 seconds of an utterance. Licence: CC BY 4.0.
 """
 
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 
-from multifsl.errors import BadFile, BadItem, MultifslError
+from multifsl.errors import BadFile, MultifslError
 from multifsl.task import Items, Task
 from multifsl.tasks._audio import at_speeds, check_speeds, decode
 from multifsl.tasks._files import File, Lazy, build
@@ -57,7 +58,11 @@ class LibriSpeech(Task):
     def items(self, split: str) -> Items:
         speakers = clips(self.folder("speakers_librispeech"))
         names = select(split, speakers, seed=self.seed, shares=(0.8, 0.1, 0.1))
-        chunks = {name: [chunk for file in speakers[name] for chunk in self._chunks(file)] for name in names}
+        bad: list[str] = []
+        chunks = {name: [chunk for file in speakers[name] for chunk in self._chunks(file, bad)] for name in names}
+        if bad:
+            more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+            warnings.warn(f"left out {len(bad)} recordings: {'; '.join(bad[:5])}{more}", stacklevel=2)
         short = [name for name in names if not chunks[name]]
         if short:
             raise MultifslError(
@@ -68,13 +73,14 @@ class LibriSpeech(Task):
         items = Items(Lazy(items.items, _open), items.labels, items.class_names, items.groups)
         return at_speeds(items, self.speeds, split)
 
-    def _chunks(self, file: File) -> list[Chunk]:
+    def _chunks(self, file: File, bad: list[str]) -> list[Chunk]:
         import soundfile  # only where audio is asked for
 
         try:
             header = soundfile.info(BytesIO(file.read_bytes()))
         except (soundfile.SoundFileError, BadFile) as error:
-            raise BadItem(f"cannot read the recording {file}: {error}") from error
+            bad.append(f"cannot read the recording {file}: {error}")
+            return []
         size = max(1, round(self.chunk_seconds * header.samplerate))
         return [Chunk(file, start, start + size) for start in range(0, header.frames - size + 1, size)]
 

@@ -216,3 +216,77 @@ def test_a_stream_yields_what_a_bank_yields(pictures: Path) -> None:
     for a, b in zip(bank.stream(sampler, range(3, 6), 2), stream.stream(sampler, range(3, 6), 2), strict=True):
         assert torch.equal(a.support.x, b.support.x) and torch.equal(a.query.x, b.query.x)  # type: ignore[arg-type]
         assert torch.equal(a.support.y, b.support.y) and not b.padded
+
+
+def test_overwrite_takes_only_a_run_and_only_its_own_files(pictures: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "settings.json").write_text('{"theme": "dark"}')
+    with pytest.raises(MultifslError, match="is no run"):
+        run(pictures, project, overwrite=True)
+    run(pictures, tmp_path / "run", steps=2)
+    (tmp_path / "run" / "NOTES.txt").write_text("mine")
+    before = weights(tmp_path / "run")
+    with pytest.raises(MultifslError, match="way 50"):
+        run(pictures, tmp_path / "run", way=50, overwrite=True)  # what cannot be done costs nothing
+    assert equal(before, weights(tmp_path / "run"))
+    run(pictures, tmp_path / "run", steps=2, seed=3, overwrite=True)
+    assert (tmp_path / "run" / "NOTES.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_is_never_of_a_diverged_state(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(MultifslError, match="the loss is"):
+        run(pictures, tmp_path / "run", lr=1e30)
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    assert all(torch.isfinite(v).all() for k, v in read_tensors(checkpoint)[0].items() if k.startswith("model."))
+
+
+def test_several_processes_are_refused(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MultifslError, match="trains in one process"):
+        run(pictures, tmp_path / "run")
+
+
+def test_a_bad_item_of_a_lazy_sequence_is_left_out(pictures: Path) -> None:
+    from multifsl.bank import load_all
+    from multifsl.errors import BadItem
+
+    class Lazy:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            if index == 1:
+                raise BadItem("drawing 1 is torn")
+            return np.zeros((16, 16), dtype=np.uint8)
+
+    with pytest.warns(BadItemWarning, match="left out 1 of 3 items: drawing 1 is torn"):
+        loaded, kept = load_all(build("encoders", ENCODER), Lazy())  # type: ignore[arg-type]
+    assert len(loaded) == 2 and kept == [0, 2]
+
+
+def test_trained_weights_are_no_longer_the_published_ones(tmp_path: Path) -> None:
+    """Else a saved model would name MiniLM, and come back without what was learned."""
+    from tests.needs import needs_minilm
+
+    needs_minilm()
+    rows = [
+        json.dumps({"text": f"{word} {i} {word}", "label": word})
+        for word in "red blue green gold".split()
+        for i in range(4)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    (tmp_path / "splits.json").write_text('{"train": ["red", "blue"], "val": ["green"], "test": ["gold"]}')
+    task = f"texts({str(tmp_path / 't.jsonl')!r}, splits={str(tmp_path / 'splits.json')!r})"
+    with pytest.warns(UserWarning, match="no validation"):
+        done = multifsl.train(
+            task, "transformer", "prototypical", out=tmp_path / "run", way=2, query=2, steps=1, lr=1e-4
+        )
+    assert not done.method.encoder.published
+    model = multifsl.FewShotClassifier(done.method.encoder, done.method).fit(["red one", "blue one"], ["red", "blue"])
+    model.save(tmp_path / "model")
+    again = multifsl.FewShotClassifier.load(tmp_path / "model")
+    np.testing.assert_allclose(again.predict_proba(["a red one"]), model.predict_proba(["a red one"]), atol=1e-6)
