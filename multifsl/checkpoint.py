@@ -137,7 +137,10 @@ def read_pair(folder: Path, json_name: str, what: str) -> tuple[dict[str, Any], 
     if not folder.is_dir():
         raise MultifslError(f"there is no {what} at {folder}")
     if not (folder / json_name).exists():
-        raise MultifslError(f"{folder} is no {what}: it has no {json_name}")
+        hint = ""
+        if what == "model" and (folder / "run.json").exists():
+            hint = "; it is a run: `multifsl fit DATA MODEL --run` makes a model with it"
+        raise MultifslError(f"{folder} is no {what}: it has no {json_name}{hint}")
     info = read_json(folder / json_name)
     schema = info.get("schema")
     if not isinstance(schema, int) or schema < 1:

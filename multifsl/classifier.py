@@ -101,8 +101,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             MultifslError: an unknown encoder or method. BadItem: an item that cannot be read, by name. ValueError: X and y do not
             fit together. What was learned before stays where fit fails.
         """
-        if self.reject is not None:
-            raise MultifslError(f"reject={self.reject!r} is not available in this version; reject=None is")
+        self._check_reject()
         with self._features_as_before():
             X, labels = self._checked(X, y, reset=True)
             encoder = self._open_encoder(X.shape[1] if self.encoder is None else None)
@@ -115,6 +114,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises MultifslError naming the classes of which no item is left.
         """
+        self._check_reject()
         if self.encoder is None:
             raise MultifslError("items need an encoder")
         method = self._open_method(self._open_encoder(None))
@@ -273,6 +273,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return cls(loaded.method.encoder, loaded.method, device=device)
 
     # ---- inside ----
+
+    def _check_reject(self) -> None:
+        if self.reject is not None:
+            raise MultifslError(f"reject={self.reject!r} is not available in this version; reject=None is")
 
     def _open_encoder(self, width: int | None) -> Encoder:
         if width is not None:

@@ -113,17 +113,17 @@ def list_(
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
-    """List the encoders, methods, tasks and shipped models."""
+    """List the encoders, methods and tasks, with the arguments of their specs, and the models that come along."""
     from rich.table import Table
 
     from multifsl import registry
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("kind", "name", "what it is"):
+    for column in ("kind", "name", "arguments", "what it is"):
         table.add_column(column)
     for one in registry.KINDS:
         for name in registry.names(one) if kind in (None, one) else []:
-            table.add_row(one[:-1], name, registry.summary(one, name))
+            table.add_row(one[:-1], name, registry.arguments(one, name), registry.summary(one, name))
     if table.row_count:
         console().print(table)
     else:
@@ -173,9 +173,10 @@ def train(
             report=report, progress=track,
         )  # fmt: skip
     done = run.info["metrics"]
-    validated = (
-        f", validation accuracy {done['val_accuracy']:.4f} at step {done['val_step']}" if "val_accuracy" in done else ""
-    )
+    validated = ""
+    if "val_accuracy" in done:
+        way_ = done["val_episode"]["way"]
+        validated = f", {way_}-way validation accuracy {done['val_accuracy']:.4f} at step {done['val_step']}"
     print(f"{out}: {done['steps_done']} steps in {done['seconds']:.0f} s{validated}")
 
 
@@ -242,6 +243,8 @@ def fit(
         str | None, typer.Option(help="The method; by default the run's, or prototypical(distance='cosine').")
     ] = None,
     modality: Annotated[Modality | None, typer.Option(help="What the items are, where the files do not say.")] = None,
+    text_column: Annotated[str, typer.Option(help="The column, or JSON key, of the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="The column, or JSON key, of the label.")] = "label",
     device: Device = "auto",
     allow_download: AllowDownload = False,
     overwrite: Overwrite = False,
@@ -253,7 +256,7 @@ def fit(
         raise MultifslError("give --run or --encoder, not both")
     if model.exists() and not overwrite:
         raise MultifslError(f"{model} exists already; choose another place, or give --overwrite")
-    task = _own_task(data, modality)
+    task = _own_task(data, modality, text_column, label_column)
     if run is None and encoder is None:
         if task.modality != "text":
             raise MultifslError(
@@ -273,7 +276,9 @@ def fit(
     items = task.items("all")
     _fit(classifier, items, task)
     classifier.save(model, overwrite=overwrite)
-    print(f"{model}: {len(classifier.classes_)} classes from {sum(classifier.counts_.values())} examples")
+    print(
+        f"{model}: {_count(len(classifier.classes_), 'class')} from {_count(sum(classifier.counts_.values()), 'example')}"
+    )
 
 
 @app.command()
@@ -291,7 +296,9 @@ def enroll(
     own = _own_label(classifier, label)
     classifier.partial_fit(items, [own] * len(items))
     classifier.save(model, overwrite=True)
-    print(f"{model}: {label} has {classifier.counts_[own]} examples; {len(classifier.classes_)} classes")
+    print(
+        f"{model}: {label} has {_count(classifier.counts_[own], 'example')}; {_count(len(classifier.classes_), 'class')}"
+    )
 
 
 @app.command()
@@ -306,7 +313,7 @@ def forget(
     """Remove a class and its examples from a model."""
     classifier = _load(model, device, allow_download)
     classifier.forget(_own_label(classifier, label)).save(model, overwrite=True)
-    print(f"{model}: forgot {label}; {len(classifier.classes_)} classes")
+    print(f"{model}: forgot {label}; {_count(len(classifier.classes_), 'class')}")
 
 
 @app.command()
@@ -354,6 +361,10 @@ def demo(device: Device = "auto", json_: Json = None, debug: Debug = False) -> N
 # ---- what the commands share ----
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what if number == 1 else what + ('es' if what.endswith('s') else 's')}"
+
+
 def _range(name: str, text: str) -> int | tuple[int, int]:
     try:
         low, dash, high = text.partition("-")
@@ -365,12 +376,13 @@ def _range(name: str, text: str) -> int | tuple[int, int]:
 _OWN_TASKS = {"image": "images", "speech": "speakers", "text": "texts"}
 
 
-def _own_task(data: Path, modality: Modality | None) -> "Task":
+def _own_task(data: Path, modality: Modality | None, text_column: str, label_column: str) -> "Task":
     """The user's files as a task, its modality read from the files' suffixes where it is not given."""
     from multifsl.registry import find
 
     name = _OWN_TASKS[modality if modality is not None else _guess_modality(data)]
-    task: Task = find("tasks", name)(str(data))
+    columns = {"text": text_column, "label": label_column} if name == "texts" else {}
+    task: Task = find("tasks", name)(str(data), **columns)
     return task
 
 
@@ -410,7 +422,15 @@ def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
     from multifsl.registry import build, resolved
 
     if isinstance(classifier.encoder, str):
-        classifier.set_params(encoder=build("encoders", classifier.encoder, task=task))
+        import torch
+
+        torch.manual_seed(0)  # weights that nobody published start at random, but the same every time
+        built = build("encoders", classifier.encoder, task=task)
+        if not built.published:
+            warnings.warn(
+                f"{classifier.encoder} has random weights; train it first (`multifsl train`, then --run)", stacklevel=2
+            )
+        classifier.set_params(encoder=built)
     encoder = classifier.encoder
     assert encoder is not None and not isinstance(encoder, str)
     if encoder.modality != task.modality:

@@ -191,9 +191,11 @@ class EpisodeSampler:
             raise MultifslError("there is no class to draw episodes from: the data are empty")
         smallest = min(self.pools, key=len)
         if len(smallest) < self.way[1]:
+            fits = f"at most --way {len(smallest)} fits"
             raise MultifslError(
                 f"way {self.way[1]} asks for more classes than there are: {len(smallest)} "
-                f"(such as {', '.join(self.names[c] for c in smallest[:3])}); at most --way {len(smallest)} fits"
+                f"(such as {', '.join(self.names[c] for c in smallest[:3])}); "
+                f"{fits if len(smallest) > 1 else 'take a split with more (--split all), or add some'}"
             )
         used = np.concatenate(self.pools)
         counts = np.array([len(self.rows[c]) for c in used])

@@ -96,6 +96,10 @@ def evaluate(
     check_split(split)
     if episodes < 2:
         raise MultifslError(f"an interval needs at least 2 episodes, not {episodes}")
+    if (way if isinstance(way, int) else way[0]) < 2:
+        raise MultifslError(
+            f"with fewer than 2 classes there is nothing to tell apart: way must be at least 2, not {way}"
+        )
     where = pick_device(device)
     if run is not None:
         if encoder is not None:

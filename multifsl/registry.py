@@ -26,6 +26,11 @@ _BASES: dict[Kind, tuple[str, str]] = {
     "methods": ("multifsl.method", "Method"),
     "tasks": ("multifsl.task", "Task"),
 }
+_REQUIRED: dict[Kind, tuple[str, ...]] = {
+    "encoders": ("load", "collate", "forward"),
+    "methods": ("adapt", "classify"),
+    "tasks": ("items",),
+}
 LONGEST_SPEC = 10_000  # characters; a class list may be long, an attack longer
 _plugins: dict[Kind, dict[str, type]] = {kind: {} for kind in KINDS}
 
@@ -55,15 +60,42 @@ def names(kind: Kind) -> list[str]:
     return sorted({*_files(kind), *_plugins[kind]})
 
 
-def summary(kind: Kind, name: str) -> str:
-    """The first line of a plug-in's page, without importing it."""
+def _page(kind: Kind, name: str) -> ast.Module:
+    """A plug-in's file, read and not run."""
     if name in _plugins[kind]:
-        text = sys.modules[_plugins[kind][name].__module__].__doc__ or ""
+        path = Path(str(sys.modules[_plugins[kind][name].__module__].__file__))
     else:
         spec = importlib.util.find_spec(f"multifsl.{kind}")
         assert spec is not None and spec.submodule_search_locations is not None
         paths = [Path(folder) / f"{name}.py" for folder in spec.submodule_search_locations]
-        text = ast.get_docstring(ast.parse(next(p for p in paths if p.exists()).read_text(encoding="utf-8"))) or ""
+        path = next(p for p in paths if p.exists())
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def arguments(kind: Kind, name: str) -> str:
+    """What a spec of that name can be given, with the defaults, without importing it.
+
+    >>> arguments("tasks", "omniglot")
+    'rotations=True'
+    """
+    for node in ast.walk(_page(kind, name)):
+        if isinstance(node, ast.ClassDef) and node.name.lower() == name.replace("_", ""):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                    return _shown(method.args, skip=2 if kind == "methods" else 1)
+    return ""
+
+
+def _shown(given: ast.arguments, skip: int) -> str:
+    plain = [*given.posonlyargs, *given.args]
+    defaults = [None] * (len(plain) - len(given.defaults)) + list(given.defaults)
+    every = [*list(zip(plain, defaults, strict=True))[skip:], *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    return ", ".join(a.arg if default is None else f"{a.arg}={ast.unparse(default)}" for a, default in every)
+
+
+def summary(kind: Kind, name: str) -> str:
+    """The first line of a plug-in's page, without importing it."""
+    text = ast.get_docstring(_page(kind, name)) or ""
     return text.strip().partition("\n")[0]
 
 
@@ -106,7 +138,7 @@ def _spec(node: ast.expr, text: str) -> Spec:
         except (ValueError, TypeError, RecursionError) as error:
             raise MultifslError(
                 f"the spec {_short(text)!r} has an argument that is no plain value; allowed are numbers, strings, True, False, "
-                "None, and tuples, lists and dicts of them"
+                "None, and tuples, lists and dicts of them; a text stands in quotes"
             ) from error
         if len(kwargs) < len(node.keywords):
             raise MultifslError(f"the spec {_short(text)!r} gives an argument twice")
@@ -119,9 +151,12 @@ def find(kind: Kind, name: str) -> type:
     if name in _plugins[kind]:
         return _plugins[kind][name]
     if name not in _files(kind):
-        close = difflib.get_close_matches(name, names(kind), n=1)
+        close = difflib.get_close_matches(name, names(kind), n=1) or [n for n in names(kind) if n.startswith(name)]
         hint = f" did you mean {close[0]!r}?" if close else ""
-        raise MultifslError(f"no {kind[:-1]} {name!r};{hint} known: {', '.join(names(kind))}")
+        if kind == "tasks" and Path(name).exists():
+            hint = f' your own files are "images({name!r})", "speakers({name!r})" or "texts({name!r})";'
+        known = ", ".join(names(kind))
+        raise MultifslError(f"no {kind[:-1]} {name!r};{hint} known: {known} (--plugin FILE.py adds one of your own)")
     found = _plugin_class(importlib.import_module(f"multifsl.{kind}.{name}"), kind)
     assert found is not None, f"multifsl/{kind}/{name}.py has no class of its kind"
     return found
@@ -164,6 +199,13 @@ def add_plugin(path: Path | str) -> str:
     except Exception as error:
         raise MultifslError(f"the plug-in {path} cannot be run: {type(error).__name__}: {error}") from error
     classes = {kind: c for kind in KINDS if (c := _plugin_class(module, kind)) is not None}
+    for kind, found in classes.items():
+        base = found.__mro__[[b.__name__ for b in found.__mro__].index(_BASES[kind][1])]
+        lacking = [n for n in _REQUIRED[kind] if getattr(found, n) is getattr(base, n)]
+        if lacking:
+            raise MultifslError(
+                f"{path}: {found.__name__} lacks {', '.join(lacking)}; see `help(multifsl.{base.__name__})`"
+            )
     if not classes:
         raise MultifslError(f"{path} defines no Encoder, Method or Task of its own")
     for kind, found in classes.items():

@@ -53,10 +53,12 @@ def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite
         return
     if out.exists() and not out.is_dir():
         raise MultifslError(f"{out} is a file; a run is a folder")
-    if out.exists() and any(out.iterdir()):
+    there = {path.name for path in out.iterdir()} if out.exists() else set()
+    ours = config.exists() and {"task", "encoder", "method"} <= read_json(config).keys()
+    if there and not (ours and there == {"settings.json"}):  # alone, ours is of a run that never began
         if not overwrite:
             raise MultifslError(f"{out} exists already; go on with it by --resume, or replace it by --overwrite")
-        if not (config.exists() and {"task", "encoder", "method"} <= read_json(config).keys()):
+        if not ours:
             raise MultifslError(f"{out} is no run: it is not overwritten")
 
 

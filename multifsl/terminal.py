@@ -34,7 +34,8 @@ def write_json(content: Any, target: str) -> None:
 def console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 1000)  # in a pipe, a row is a line
 
 
 def say(text: str) -> None:
@@ -75,7 +76,9 @@ def training_line() -> Iterator[Any]:
 
         def report(step: int, fraction: float, row: dict[str, float]) -> None:
             nonlocal shown
-            best = f", best validation {row['best']:.4f}" if row["best"] >= 0 else ""
+            best = ""
+            if row["best"] >= 0:
+                best = f", {row['val_way']:.0f}-way validation {row['validation']:.4f} (best {row['best']:.4f})"
             rate = f"{row['episodes_per_second']:.1f} episodes/s"
             figures = f"step {step}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}{best}, {rate}"
             progress.update(line, completed=fraction, figures=figures)

@@ -92,8 +92,10 @@ def train(
         raise MultifslError("steps and minutes must be numbers above 0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MultifslError("this version trains in one process; start it without torchrun or accelerate launch")
-    if episodes_per_step < 1 or not (0 < lr < math.inf):
-        raise MultifslError(f"episodes_per_step must be at least 1 and lr above 0, not {episodes_per_step} and {lr}")
+    if episodes_per_step < 1:
+        raise MultifslError(f"episodes_per_step must be at least 1, not {episodes_per_step}")
+    if not 0 < lr < math.inf:
+        raise MultifslError(f"lr must be a number above 0, not {lr}")
     if precision not in ("float32", "bfloat16"):
         raise MultifslError(f"no precision {precision!r}; known: float32, bfloat16")
     where = pick_device(device)
@@ -151,7 +153,10 @@ def train(
                 f"a smaller --lr often helps{good}"
             )
 
+    latest = at.best_accuracy  # of the validations; a resumed run shows the best one until its next
+
     def validate() -> None:
+        nonlocal latest
         at.validations += 1
         if validation is None:
             return
@@ -160,7 +165,8 @@ def train(
             scores = episode_accuracies(
                 learner, held_out, episodes=VALIDATION_EPISODES, seed=VALIDATION_SEED, **val_shape
             )
-        metrics.write({"step": at.step, "val_accuracy": float(scores.mean()), "val_ci95": half_width(scores)})
+        latest = float(scores.mean())
+        metrics.write({"step": at.step, "val_accuracy": latest, "val_ci95": half_width(scores)})
         if scores.mean() > at.best_accuracy:
             at.best_accuracy, at.best_step = float(scores.mean()), at.step
             at.best = {k: v.detach().clone() for k, v in learner.state_dict().items()}
@@ -191,7 +197,9 @@ def train(
                 check_finite()
                 metrics.write(row)
                 if report is not None:
-                    report(at.step, fraction(), {**row, "best": at.best_accuracy})
+                    val_way = validation[1]["way"] if validation else 0
+                    seen = {"validation": latest, "best": at.best_accuracy, "val_way": val_way}
+                    report(at.step, fraction(), {**row, **seen})
                 losses, accuracies, logged = [], [], time.monotonic()
             if fraction() >= (at.validations + 1) / VALIDATIONS:
                 validate()
@@ -277,7 +285,7 @@ def _validation_data(
         shot = train_shape["shot"]
         way = min(5, len(items.class_names)) if items.sources is None else 5
         if way < 2:
-            raise MultifslError(f"it has {len(items.class_names)} classes")
+            raise MultifslError(f"the val split has {len(items.class_names)} of the 2 classes that an episode needs")
         fixed = {"way": way, "shot": shot if isinstance(shot, int) else shot[0]}
         shape = {k: v for k, v in {**train_shape, **fixed}.items() if k != "seed"}
         sampler_of(items, **shape)

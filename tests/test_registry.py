@@ -210,6 +210,15 @@ class Halves(Encoder):
     def __init__(self, *, scale: float = 0.5) -> None:
         super().__init__()
         self.scale, self.dim = scale, 1
+
+    def load(self, item):
+        return torch.as_tensor(item)
+
+    def collate(self, loaded):
+        return torch.stack(list(loaded))
+
+    def forward(self, x):
+        return self.scale * x.float().flatten(1).mean(1, keepdim=True)
 '''
 ADD = "import sys; from multifsl import registry as r; from multifsl.errors import MultifslError\n"
 REFUSED = (
@@ -255,7 +264,10 @@ def test_the_command_lists_a_plugin(tmp_path: Path) -> None:
 
 def test_a_plugin_without_a_constructor(tmp_path: Path) -> None:
     file = tmp_path / "plain.py"
-    file.write_text("from multifsl.encoder import Encoder\n\n\nclass Plain(Encoder):\n    modality, dim = 'image', 1\n")
+    file.write_text(
+        "from multifsl.encoder import Encoder\n\n\nclass Plain(Encoder):\n    modality, dim = 'image', 1\n"
+        "    load = collate = forward = lambda self, x: x\n"
+    )
     code = f"{ADD}r.add_plugin(sys.argv[1]); print(r.resolved(r.build('encoders', 'plain')))"
     assert script(code, str(file)) == "plain\n"
 
@@ -263,6 +275,7 @@ def test_a_plugin_without_a_constructor(tmp_path: Path) -> None:
 REFUSALS: list[tuple[str, str | None, str]] = [
     ("conv4.py", PLUGIN, "encoder 'conv4' already.*another name"),
     ("empty.py", "", "no Encoder, Method or Task"),
+    ("half.py", PLUGIN.replace("def collate", "def collect"), r"Halves lacks collate; see `help\(multifsl.Encoder\)`"),
     ("imported.py", "from multifsl.encoders.conv4 import Conv4", "no Encoder, Method or Task"),
     ("two.py", PLUGIN + "class Other(Halves):\n    pass\n", "Halves, Other: one encoder a file"),
     ("halves.txt", PLUGIN, "not a Python file"),

@@ -168,7 +168,7 @@ def test_an_unwritable_place_is_an_error(pictures: Path, tmp_path: Path) -> None
         ({"precision": "float16"}, "known: float32, bfloat16"),
         ({"device": "cuda:99"}, "not there"),
         ({"device": "toaster"}, "no device 'toaster'"),
-        ({"lr": float("nan")}, "lr above 0"),
+        ({"lr": float("nan")}, "lr must be a number above 0"),
         ({"episodes_per_step": 0}, "at least 1"),
         ({"resume": True, "overwrite": True}, "not both"),
     ],
