@@ -35,7 +35,8 @@ def console(stderr: bool = False) -> Any:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 1000)  # in a pipe, a row is a line
+    width = None if stream.isatty() else 1000  # in a pipe, a row is a line
+    return Console(stderr=stderr, highlight=False, width=width)
 
 
 def say(text: str) -> None:
