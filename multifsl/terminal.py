@@ -60,31 +60,28 @@ def track(sequence: Any, description: str = "working", total: int | None = None)
 @contextmanager
 def training_line() -> Iterator[Any]:
     """A live line on a terminal, a plain line now and then elsewhere; both on stderr."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     live = sys.stderr.isatty()
-    columns = [
-        TextColumn("training"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
+    columns = [BarColumn(bar_width=8), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(compact=True)]
     shown = 0.0
 
     with Progress(*columns, console=console(stderr=True), disable=not live) as progress:
-        line = progress.add_task("training", total=1.0, figures="reading data")
+        line = progress.add_task("training", total=1.0, figures="training", visible=False)
 
         def report(step: int, fraction: float, row: dict[str, float]) -> None:
             nonlocal shown
-            best = ""
-            if row["best"] >= 0:
-                best = f", {row['val_way']:.0f}-way validation {row['validation']:.4f} (best {row['best']:.4f})"
-            rate = f"{row['episodes_per_second']:.1f} episodes/s"
-            figures = f"step {step}, loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}{best}, {rate}"
-            progress.update(line, completed=fraction, figures=figures)
+            loss, accuracy, rate = row["loss"], row["accuracy"], row["episodes_per_second"]
+            val = f" val {row['validation']:.3f} best {row['best']:.3f}" if row["best"] >= 0 else ""
+            short = f"step {step} loss {loss:.3f} acc {accuracy:.3f}{val} {rate:.1f}/s"  # a line of 80 columns
+            progress.update(line, completed=fraction, figures=short, visible=True)
             if not live and (fraction >= shown + 0.05 or fraction >= 1):
                 shown = fraction
-                say(f"{fraction:4.0%} {figures}")
+                best = ""
+                if row["best"] >= 0:
+                    best = f", {row['val_way']:.0f}-way validation {row['validation']:.4f} (best {row['best']:.4f})"
+                say(
+                    f"{fraction:4.0%} step {step}, loss {loss:.4f}, accuracy {accuracy:.4f}{best}, {rate:.1f} episodes/s"
+                )
 
         yield report
