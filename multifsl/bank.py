@@ -58,17 +58,15 @@ class Bank:
 
     def episodes(self, tasks: Sequence[Indices]) -> Episode:
         """Tasks of equal shape as one meta-batch [T, ...]."""
-        return to_episode(tasks, self.gather(np.concatenate([np.concatenate([t.support, t.query]) for t in tasks])))
+        return to_episode(tasks, self.gather(rows_of(tasks)))
 
     @property
     def _device(self) -> torch.device:
         return self.x.device if isinstance(self.x, torch.Tensor) else next(iter(self.x.values())).device
 
-    def stream(
-        self, sampler: EpisodeSampler, steps: range, tasks: int, *, rank: int = 0, world: int = 1
-    ) -> Iterator[Episode]:
+    def stream(self, sampler: EpisodeSampler, steps: range, tasks: int) -> Iterator[Episode]:
         for step in steps:
-            yield self.episodes(sampler.tasks(step, tasks, rank=rank, world=world))
+            yield self.episodes(sampler.tasks(step, tasks))
 
 
 class Stream:
@@ -80,10 +78,8 @@ class Stream:
         self.encoder, self.items, self.device = encoder, items, torch.device(device)
         self.workers = min(4, max(1, (os.cpu_count() or 2) - 1)) if workers is None else workers
 
-    def stream(
-        self, sampler: EpisodeSampler, steps: range, tasks: int, *, rank: int = 0, world: int = 1
-    ) -> Iterator[Episode]:
-        dataset = _Steps(self.encoder, self.items, sampler, steps, tasks, rank, world)
+    def stream(self, sampler: EpisodeSampler, steps: range, tasks: int) -> Iterator[Episode]:
+        dataset = _Steps(self.encoder, self.items, sampler, steps, tasks)
         loader = torch.utils.data.DataLoader(
             dataset,
             batch_size=None,
@@ -105,18 +101,9 @@ class Stream:
 class _Steps(torch.utils.data.Dataset[Any]):
     """Step -> the leaves of its episodes; plain tuples, since a DataLoader rebuilds what it is given."""
 
-    def __init__(
-        self, encoder: Encoder, items: Items, sampler: EpisodeSampler, steps: range, tasks: int, rank: int, world: int
-    ) -> None:
+    def __init__(self, encoder: Encoder, items: Items, sampler: EpisodeSampler, steps: range, tasks: int) -> None:
         self.load, self.collate = encoder.load, encoder.collate
-        self.items, self.sampler, self.steps, self.tasks, self.rank, self.world = (
-            items.items,
-            sampler,
-            steps,
-            tasks,
-            rank,
-            world,
-        )
+        self.items, self.sampler, self.steps, self.tasks = items.items, sampler, steps, tasks
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -124,14 +111,18 @@ class _Steps(torch.utils.data.Dataset[Any]):
     def __getitem__(self, position: int) -> Any:
         if position >= len(self.steps):
             raise IndexError(position)
-        tasks = self.sampler.tasks(self.steps[position], self.tasks, rank=self.rank, world=self.world)
-        rows = np.concatenate([np.concatenate([t.support, t.query]) for t in tasks])
-        episode = to_episode(tasks, self.collate([self.load(self.items[int(r)]) for r in rows]))
+        tasks = self.sampler.tasks(self.steps[position], self.tasks)
+        episode = to_episode(tasks, self.collate([self.load(self.items[int(r)]) for r in rows_of(tasks)]))
         return episode.support.x, episode.query.x, episode.support.y, episode.query.y, episode.present
 
 
+def rows_of(tasks: Sequence[Indices]) -> np.ndarray:
+    """The rows of tasks [T * (S + Q)], a task's support before its queries."""
+    return np.concatenate([rows for task in tasks for rows in (task.support, task.query)])
+
+
 def to_episode(tasks: Sequence[Indices], x: Inputs) -> Episode:
-    """Tasks and their items x [T * (S + Q), *], a task's support before its queries, as a meta-batch."""
+    """Tasks and their items x [T * (S + Q), *], in the order of `rows_of`, as a meta-batch."""
     t, s = len(tasks), len(tasks[0].support)
     x = map_inputs(lambda leaf: leaf.unflatten(0, (t, -1)), x)  # [T, S + Q, *]
     device = x.device if isinstance(x, torch.Tensor) else next(iter(x.values())).device

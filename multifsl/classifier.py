@@ -296,8 +296,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Items and labels that fit together."""
         if not (isinstance(self.batch_size, int) and self.batch_size >= 1):
             raise MultifslError(f"batch_size must be a whole number from 1, not {self.batch_size!r}")
-        if isinstance(X, str | Path):
-            raise MultifslError(f"X is a sequence of items; one {type(X).__name__} came: write [x]")
+        _check_sequence(X)
         if self.encoder is None:
             X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=reset)
         labels = _labels(y, len(X))
@@ -339,8 +338,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         where = pick_device(self.device)
         if isinstance(encoder, Features):
             return torch.tensor(X, dtype=torch.float32 if where.type == "mps" else None, device=where)  # a copy
-        if isinstance(X, str | Path):
-            raise MultifslError(f"X is a sequence of items; one {type(X).__name__} came: write [x]")
+        _check_sequence(X)
         if len(X) == 0:
             raise MultifslError("X has no items")
         parts = []
@@ -375,6 +373,11 @@ def _finite(z: Tensor, items: Any) -> Tensor:
         position = int((~finite).nonzero()[0])
         raise BadItem(f"the embedding of item {position} ({str(_item(items, position))[:80]}) is not finite")
     return z
+
+
+def _check_sequence(X: Any) -> None:
+    if isinstance(X, str | Path):
+        raise MultifslError(f"X is a sequence of items; one {type(X).__name__} came: write [x]")
 
 
 def _item(X: Any, index: int) -> Any:

@@ -162,14 +162,22 @@ def find(kind: Kind, name: str) -> type:
     return found
 
 
+def _base(kind: Kind) -> type:
+    """The base class of a kind, imported when it is needed."""
+    home, name = _BASES[kind]
+    base: type = getattr(importlib.import_module(home), name)
+    return base
+
+
 def _plugin_class(module: ModuleType, kind: Kind) -> type | None:
     """The one public class of that kind that the module defines itself."""
-    home, base = _BASES[kind]
-    parent = getattr(importlib.import_module(home), base)
     own = [
         c
         for n, c in vars(module).items()
-        if inspect.isclass(c) and issubclass(c, parent) and c.__module__ == module.__name__ and not n.startswith("_")
+        if inspect.isclass(c)
+        and issubclass(c, _base(kind))
+        and c.__module__ == module.__name__
+        and not n.startswith("_")
     ]
     if len(own) > 1:
         raise MultifslError(f"{module.__file__} defines {', '.join(c.__name__ for c in own)}: one {kind[:-1]} a file")
@@ -200,7 +208,7 @@ def add_plugin(path: Path | str) -> str:
         raise MultifslError(f"the plug-in {path} cannot be run: {type(error).__name__}: {error}") from error
     classes = {kind: c for kind in KINDS if (c := _plugin_class(module, kind)) is not None}
     for kind, found in classes.items():
-        base = found.__mro__[[b.__name__ for b in found.__mro__].index(_BASES[kind][1])]
+        base = _base(kind)
         lacking = [n for n in _REQUIRED[kind] if getattr(found, n) is getattr(base, n)]
         if lacking:
             raise MultifslError(
@@ -290,7 +298,7 @@ def resolved(thing: Any) -> str:
     if isinstance(thing, Joined):
         return " + ".join(resolved(part) for part in thing.parts)
     cls = type(thing)
-    kind = next(k for k in KINDS if any(f"{b.__module__}.{b.__name__}" == ".".join(_BASES[k]) for b in cls.__mro__))
+    kind = next(k for k in KINDS if isinstance(thing, _base(k)))
     plugin = next((n for n, c in _plugins[kind].items() if c is cls), None)
     name = plugin or cls.__module__.rpartition(".")[2]
     parameters = list(inspect.signature(cls).parameters.values())[1 if kind == "methods" else 0 :]

@@ -104,20 +104,19 @@ def train(
     network = build("encoders", encoder, task=data) if isinstance(encoder, str) else encoder
     learner: Method = build("methods", method, encoder=network)
     check_modality(learner, data)
-    settings = {
-        "task": resolved(data), "encoder": resolved(network), "method": resolved(learner), "way": _plain(way), "shot": _plain(shot),
-        "query": query, "episodes_per_step": episodes_per_step, "steps": steps, "minutes": minutes, "lr": lr, "seed": seed,
-        "precision": precision, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
+    shape: dict[str, Any] = {
+        "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
         "skip_small_classes": skip_small_classes,
+    }  # fmt: skip
+    settings = {
+        "task": resolved(data), "encoder": resolved(network), "method": resolved(learner),
+        **shape, "way": _plain(way), "shot": _plain(shot),
+        "episodes_per_step": episodes_per_step, "steps": steps, "minutes": minutes, "lr": lr, "precision": precision,
     }  # fmt: skip
     out = Path(out)
 
     # ---- data ----
     train_items = data.items("train")
-    shape: dict[str, Any] = {
-        "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
-        "skip_small_classes": skip_small_classes,
-    }  # fmt: skip
     check_folder(out, settings, resume=resume, overwrite=overwrite)
     sampler = sampler_of(train_items, **shape)  # says at once what does not fit
     source = open_data(network, train_items, device=where, progress=progress)
@@ -145,13 +144,16 @@ def train(
     def fraction() -> float:
         return at.step / steps if steps else min(1.0, at.seconds / (60 * (minutes or 1)))
 
-    def check_finite() -> None:
-        if losses and not math.isfinite(loss := float(torch.stack(losses).mean())):
+    def finite_loss() -> float:
+        """Mean loss since the last look, which waits for the accelerator; an error where it is not finite."""
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
             good = f"; the last good state is in {out} and goes on by --resume" if checkpoint_of(out).exists() else ""
             raise MultifslError(
                 f"the loss is {loss} between steps {at.step - len(losses) + 1} and {at.step} (seed {seed}); "
                 f"a smaller --lr often helps{good}"
             )
+        return loss
 
     latest = at.best_accuracy  # of the validations; a resumed run shows the best one until its next
 
@@ -189,12 +191,11 @@ def train(
             if at.step % LOG_EVERY == 0 or fraction() >= 1:
                 row = {
                     "step": at.step,
-                    "loss": float(torch.stack(losses).mean()),  # waits for the accelerator
+                    "loss": finite_loss(),
                     "accuracy": float(torch.stack(accuracies).mean()),
                     "episodes_per_second": episodes_per_step * len(losses) / (time.monotonic() - logged),
                     "seconds": round(at.seconds, 1),
                 }
-                check_finite()
                 metrics.write(row)
                 if report is not None:
                     val_way = validation[1]["way"] if validation else 0
@@ -205,7 +206,8 @@ def train(
                 validate()
                 at.seconds = time.monotonic() - began
             if interrupted or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                check_finite()  # the last good checkpoint stays
+                if losses:
+                    finite_loss()  # else the last good checkpoint stays
                 save(checkpoint_of(out), learner, optimizer, at)
                 saved = time.monotonic()
             if interrupted:
