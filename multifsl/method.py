@@ -31,13 +31,24 @@ class Method(nn.Module):
     The first constructor argument is the encoder; the keywords after it are the configuration, each kept, resolved, as an
     attribute of the same name.
 
-    max_way: the most classes that it can tell apart, None for any number. transductive: whether a query's answer depends
-    on the queries beside it. family: where it stands in `multifsl list methods`.
+    max_way: the most classes that it can tell apart, None for any number; a method with a number tells its classes apart
+    by their places, so that renumbering them changes its answers. transductive: whether a query's answer depends on the
+    queries beside it. sequential: whether the order of the support items matters. takes_embeddings: whether `x` in
+    `adapt` and `classify` is embeddings [B, D], or what the encoder reads. family: where it stands in
+    `multifsl list methods`. learns_from: what it is meta-trained on, "episodes", or "classes", where the encoder is
+    trained as a plain classifier of all train classes (`multifsl.base_training`, under a head of the kind `base_head`) and
+    the method comes in afterwards.
+    wants_base: whether it wants to see embeddings of the train classes before it is used (`learn_base`).
     """
 
     max_way: int | None = None
     transductive: bool = False
+    sequential: bool = False
+    takes_embeddings: bool = False
     family: ClassVar[Literal["metric", "memory", "optimisation", "transfer"]]
+    learns_from: ClassVar[Literal["episodes", "classes"]] = "episodes"
+    base_head: ClassVar[Literal["linear", "cosine"]] = "linear"
+    wants_base: ClassVar[bool] = False
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -46,6 +57,10 @@ class Method(nn.Module):
     def __sklearn_clone__(self) -> Self:
         """scikit-learn's `clone` shares what was trained."""
         return self
+
+    def learn_base(self, z: Tensor) -> None:
+        """Take note of embeddings [B, D] of the train classes, made by the encoder as it now is."""
+        raise NotImplementedError
 
     def adapt(self, support: Batch, present: Tensor) -> State:
         """Learn one task from its support set."""
@@ -71,6 +86,8 @@ class EmbeddingMethod(Method):
 
     Where its state can grow, `update` and `remove` equal a fresh `adapt`.
     """
+
+    takes_embeddings = True
 
     def update(self, state: State, support: Batch, present: Tensor) -> State:
         """The state after more support items; `present` may have grown by new classes at its end."""
@@ -98,28 +115,55 @@ class EmbeddingMethod(Method):
         return out.loss, out.logits
 
     def encode(self, episodes: Episode) -> Episode:
-        """The same episodes with embeddings [T, S, D] and [T, Q, D] in place of the items.
-
-        An encoder that uses batch statistics sees one task at a time, support and query together and without padding
-        rows, so that neither other tasks nor padding enter the statistics; any other encoder sees all items at once.
-        """
-        (sx, sy), (qx, qy), present, padded = episodes
-        tasks, n_support = sy.shape
-        x = concat([sx, qx], dim=1)  # [T, S + Q, *]
-        if not self.encoder.uses_batch_statistics:
-            z: Tensor = self.encoder(map_inputs(lambda leaf: leaf.flatten(0, 1), x)).unflatten(0, (tasks, -1))
-        else:
-            keep = torch.cat([sy, qy], 1) != PADDING
-            z = torch.stack([self._encode_task(_row(x, t), keep[t] if padded else None) for t in range(tasks)])
-        return Episode(Batch(z[:, :n_support], sy), Batch(z[:, n_support:], qy), present, padded)
-
-    def _encode_task(self, x: Inputs, keep: Tensor | None) -> Tensor:
-        """Embeddings [B, D] of one task; with `keep`, zeros for the rows that are not kept."""
-        if keep is None:
-            return self.encoder(x)  # type: ignore[no-any-return]
-        z = self.encoder(map_inputs(lambda leaf: leaf[keep], x))
-        return z.new_zeros(size(x), z.shape[1]).index_put((keep.nonzero().squeeze(1),), z)  # type: ignore[no-any-return]
+        """The same episodes with embeddings [T, S, D] and [T, Q, D] in place of the items."""
+        return encode(self.encoder, episodes)
 
 
-def _row(x: Inputs, t: int) -> Inputs:
+class TransductiveMethod(EmbeddingMethod):
+    """A method that classifies all queries of a task together; each query's answer depends on the others."""
+
+    transductive = True
+
+    def classify_together(self, state: State, x: Tensor, real: Tensor) -> Tensor:
+        """Logits [Q, N] of queries x [Q, D]; those with real [Q] False are padding, and must not count for the others."""
+        raise NotImplementedError
+
+    def classify(self, state: State, x: Inputs) -> Tensor:
+        assert isinstance(x, Tensor)
+        return self.classify_together(state, x, torch.ones(x.shape[0], dtype=torch.bool, device=x.device))
+
+    def solve(self, episode: Episode) -> Output:
+        assert isinstance(episode.query.x, Tensor)
+        state = self.adapt(episode.support, episode.present)
+        logits = self.classify_together(state, episode.query.x, episode.query.y != PADDING)
+        return Output(masked_cross_entropy(logits, episode.query.y), logits)
+
+
+def encode(encoder: Encoder, episodes: Episode) -> Episode:
+    """The same episodes with embeddings [T, S, D] and [T, Q, D] in place of the items.
+
+    An encoder that uses batch statistics sees one task at a time, support and query together and without padding
+    rows, so that neither other tasks nor padding enter the statistics; any other encoder sees all items at once.
+    """
+    (sx, sy), (qx, qy), present, padded = episodes
+    tasks, n_support = sy.shape
+    x = concat([sx, qx], dim=1)  # [T, S + Q, *]
+    if not encoder.uses_batch_statistics:
+        z: Tensor = encoder(map_inputs(lambda leaf: leaf.flatten(0, 1), x)).unflatten(0, (tasks, -1))
+    else:
+        keep = torch.cat([sy, qy], 1) != PADDING
+        z = torch.stack([_encode_task(encoder, row(x, t), keep[t] if padded else None) for t in range(tasks)])
+    return Episode(Batch(z[:, :n_support], sy), Batch(z[:, n_support:], qy), present, padded)
+
+
+def _encode_task(encoder: Encoder, x: Inputs, keep: Tensor | None) -> Tensor:
+    """Embeddings [B, D] of one task; with `keep`, zeros for the rows that are not kept."""
+    if keep is None:
+        return encoder(x)  # type: ignore[no-any-return]
+    z = encoder(map_inputs(lambda leaf: leaf[keep], x))
+    return z.new_zeros(size(x), z.shape[1]).index_put((keep.nonzero().squeeze(1),), z)  # type: ignore[no-any-return]
+
+
+def row(x: Inputs, t: int) -> Inputs:
+    """Task t of inputs with a leading axis T."""
     return map_inputs(lambda leaf: leaf[t], x)

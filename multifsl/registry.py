@@ -255,12 +255,21 @@ def _single(kind: Kind, text: str) -> Spec:
     return specs[0]
 
 
-def build(kind: Kind, spec: str, *, encoder: Any = None, task: Any = None, data_root: Path | str | None = None) -> Any:
+def build(
+    kind: Kind,
+    spec: str,
+    *,
+    encoder: Any = None,
+    way: int | None = None,
+    task: Any = None,
+    data_root: Path | str | None = None,
+) -> Any:
     """The encoder, method or task that a spec string names.
 
     Args:
         kind: "encoders", "methods" or "tasks".
-        encoder: what a method is built on. task: fills in what an encoder was not given and the task knows (image channels).
+        encoder: what a method is built on. way: how many classes a method is to tell apart, where it has an argument
+            `max_way` and was not given it. task: fills in what an encoder was not given and the task knows (image channels).
         data_root: where a task looks for its data first.
 
     Raises:
@@ -283,7 +292,8 @@ def build(kind: Kind, spec: str, *, encoder: Any = None, task: Any = None, data_
     if kind == "encoders":
         return _create(kind, _single(kind, spec), hints=None if task is None else task.hints)
     if kind == "methods":
-        return _create(kind, _single(kind, spec), leading=(encoder,))
+        hints = {} if way is None else {"max_way": way}
+        return _create(kind, _single(kind, spec), leading=(encoder,), hints=hints)
     raise MultifslError(f"no kind {kind!r}; known: {', '.join(KINDS)}")
 
 

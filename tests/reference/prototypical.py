@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+VARIANTS = ["prototypical", "prototypical(distance='cosine')"]
+
 
 def logits(
     support: np.ndarray,
