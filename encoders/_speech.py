@@ -351,6 +351,6 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 unbiased = var * count / (count - 1).clamp(min=1)
-                self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), momentum)
-                self.running_var.lerp_(unbiased.flatten().to(self.running_var.dtype), momentum)
+                for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
+                    running.mul_(1 - momentum).add_(now.flatten().to(running.dtype), alpha=momentum)  # lerp_ lacks a vmap rule
         return centred * ((var + self.eps).rsqrt() * gain) + bias * mask

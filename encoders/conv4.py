@@ -79,7 +79,9 @@ class Conv4(Encoder):
 
     def forward(self, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)
-        x = (x.to(next(self.parameters()).dtype) / 255).contiguous(memory_format=torch.channels_last)
+        x = x.to(next(self.parameters()).dtype) / 255
+        if torch._C._functorch.peek_interpreter_stack() is None:  # vmap cannot ask for a memory format
+            x = x.contiguous(memory_format=torch.channels_last)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(F.max_pool2d(norm(conv(x)), 2))  # ReLU and max commute exactly; a quarter of the ReLUs is left
         return x.flatten(1)

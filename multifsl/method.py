@@ -80,6 +80,23 @@ class Method(nn.Module):
         """A meta-batch, with a leading axis T on every leaf."""
         raise NotImplementedError
 
+    def solve_embedded(self, episodes: Episode) -> Output:
+        """Solve a meta-batch whose `x` are embeddings [T, S, D] and [T, Q, D]."""
+        (sx, sy), (qx, qy), present, _ = episodes
+        assert isinstance(sx, Tensor) and isinstance(qx, Tensor)
+        if sy.shape[0] == 1:  # vmap costs more than it saves
+            loss, logits = self._solve_leaves(sx[0], sy[0], qx[0], qy[0], present[0])
+            return Output(loss[None], logits[None])
+        return Output(*torch.vmap(self._solve_leaves, randomness="different")(sx, sy, qx, qy, present))
+
+    def _solve_leaves(self, sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.solve(Episode(Batch(sx, sy), Batch(qx, qy), present))
+        return out.loss, out.logits
+
+    def encode(self, episodes: Episode) -> Episode:
+        """The same episodes with embeddings [T, S, D] and [T, Q, D] in place of the items."""
+        return encode(self.encoder, episodes)
+
 
 class EmbeddingMethod(Method):
     """A method whose `adapt` and `classify` take *embeddings* [B, D] as `x`, ready-made or encoded here.
@@ -100,23 +117,6 @@ class EmbeddingMethod(Method):
     def forward(self, episodes: Episode) -> Output:
         """Encode the items, then solve every task on its embeddings."""
         return self.solve_embedded(self.encode(episodes))
-
-    def solve_embedded(self, episodes: Episode) -> Output:
-        """Solve a meta-batch whose `x` are embeddings [T, S, D] and [T, Q, D]."""
-        (sx, sy), (qx, qy), present, _ = episodes
-        assert isinstance(sx, Tensor) and isinstance(qx, Tensor)
-        if sy.shape[0] == 1:  # vmap costs more than it saves
-            loss, logits = self._solve_leaves(sx[0], sy[0], qx[0], qy[0], present[0])
-            return Output(loss[None], logits[None])
-        return Output(*torch.vmap(self._solve_leaves, randomness="different")(sx, sy, qx, qy, present))
-
-    def _solve_leaves(self, sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.solve(Episode(Batch(sx, sy), Batch(qx, qy), present))
-        return out.loss, out.logits
-
-    def encode(self, episodes: Episode) -> Episode:
-        """The same episodes with embeddings [T, S, D] and [T, Q, D] in place of the items."""
-        return encode(self.encoder, episodes)
 
 
 class TransductiveMethod(EmbeddingMethod):

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +16,15 @@ from multifsl.method import EmbeddingMethod, Method, encode
 from tests.contracts import toys
 
 
-def variants(name: str) -> list[str]:
-    """The specs that `tests/reference/NAME.py` names in VARIANTS, where there is such a page; else the name alone."""
+def page(name: str, constant: str, default: Any) -> Any:
+    """A constant of `tests/reference/NAME.py`, where there is such a page and such a constant on it."""
     if importlib.util.find_spec(f"tests.reference.{name}") is None:
-        return [name]
-    return getattr(importlib.import_module(f"tests.reference.{name}"), "VARIANTS", [name])
+        return default
+    return getattr(importlib.import_module(f"tests.reference.{name}"), constant, default)
 
 
-SPECS = [spec for name in registry.names("methods") for spec in variants(name)]
+# VARIANTS: the specs to run; without, the name alone
+SPECS = [spec for name in registry.names("methods") for spec in page(name, "VARIANTS", [name])]
 every = pytest.mark.parametrize("spec", SPECS)
 everywhere = pytest.mark.parametrize("modality", toys.MODALITIES)
 
@@ -168,12 +170,15 @@ def test_unknown_queries_do_not_count(spec: str) -> None:
 @every
 @everywhere
 def test_learns_a_separable_toy(spec: str, modality: str) -> None:
-    """0.95 from a chance of 0.2 within 60 steps of Adam, on classes that a place, a pitch or a letter tells apart."""
+    """0.95 from a chance of 0.2, on classes that a place, a pitch or a letter tells apart, within 60 steps of Adam.
+
+    A method that needs more says how many, as STEPS on its reference page.
+    """
     method = build(spec, modality, torch.float32, way=5).train()
     model = method if meta_trains(method) else BaseClassifier(method, 5, method.base_head)
     parameters = [p for p in model.parameters() if p.requires_grad] if any(True for _ in method.parameters()) else []
     optimizer = torch.optim.Adam(parameters, lr=0.01) if parameters else None
-    for step in range(60 if optimizer else 0):
+    for step in range(page(registry.parse(spec)[0].name, "STEPS", 60) if optimizer else 0):
         episodes = toys.episodes(method.encoder, modality, way=5, dtype=torch.float32, seed=10 * step)
         loss = model(episodes if model is method else as_base_batch(episodes)).loss.mean()
         assert optimizer is not None

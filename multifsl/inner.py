@@ -1,0 +1,114 @@
+"""What an inner loop may be given to learn: its rates, and batch normalisation for each of its steps.
+
+Shape letters: K inner steps, L adapted weights (tensors), C channels, N ways.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multifsl.adaptation import AdaptationMethod, Weights
+
+
+class StepRates(nn.Module):
+    """A learned rate for each adapted weight tensor and each step, [K, L]; steps beyond the last take the last's (LSLR).
+
+    Antoniou, Edwards, Storkey: How to train your MAML, ICLR 2019, section 4.
+
+    >>> StepRates(["a", "b"], steps=3, lr=0.1)(7)["b"]
+    tensor(0.1000, grad_fn=<UnbindBackward0>)
+    """
+
+    def __init__(self, names: list[str], *, steps: int, lr: float) -> None:
+        super().__init__()
+        self.names = names
+        self.rates = nn.Parameter(torch.full((steps, len(names)), lr))
+
+    def forward(self, step: int) -> Weights:
+        """The rates of a step, by name."""
+        return dict(zip(self.names, self.rates[min(step, len(self.rates) - 1)].unbind(), strict=True))
+
+
+class WeightRates(nn.Module):
+    """A learned rate for every single weight, the same at all steps.
+
+    Li, Zhou, Chen, Li: Meta-SGD, 2017, equation 2.
+    """
+
+    def __init__(self, weights: Weights, *, lr: float) -> None:
+        super().__init__()
+        self.names = list(weights)
+        self.rates = nn.ParameterList(torch.full_like(w, lr) for w in weights.values())
+
+    def forward(self, method: AdaptationMethod, n_ways: int) -> Weights:
+        """The rates by name, the head's cut to its n_ways rows."""
+        return {
+            name: method.rows(rate, n_ways) if name.startswith("head.") else rate
+            for name, rate in zip(self.names, self.rates, strict=True)
+        }
+
+
+class StepNorms(nn.Module):
+    """Gains, biases and running statistics of an encoder's batch-norm layers, one of each for each step (BNWB, BNRS).
+
+    Antoniou, Edwards, Storkey: How to train your MAML, ICLR 2019, section 4. Step k is whatever is computed with the weights after
+    k inner steps, 0..K; steps beyond take K's.
+    """
+
+    def __init__(self, norms: list[tuple[str, Any]], *, steps: int) -> None:
+        super().__init__()
+        self.names = [f"{name}.{kind}" for name, norm in norms for kind in _affine(norm)]
+        self.values = nn.ParameterList(
+            getattr(norm, kind).detach().expand(steps + 1, -1).clone() for _, norm in norms for kind in _affine(norm)
+        )
+        self.running = [
+            f"{name}.{kind}" for name, norm in norms for kind in _RUNNING if getattr(norm, kind) is not None
+        ]
+        for name, norm in norms:
+            for kind in _RUNNING:
+                if (buffer := getattr(norm, kind)) is not None:
+                    self.register_buffer(_flat(f"{name}.{kind}"), buffer.expand(steps + 1, *buffer.shape).clone())
+
+    def forward(self, step: int) -> Weights:
+        """Parameters and buffers of the layers at a step; a pass in training moves the running statistics of that step."""
+        step = min(step, len(self.values[0]) - 1)
+        affine = {name: value[step] for name, value in zip(self.names, self.values, strict=True)}
+        return affine | {name: self.get_buffer(_flat(name))[step] for name in self.running}
+
+
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _affine(norm: Any) -> tuple[str, ...]:
+    return () if norm.weight is None else ("weight", "bias")
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "__")  # a buffer's name may hold no dot
+
+
+class Clock(nn.Module):
+    """Counts training steps, in the state dict; reading it never waits for an accelerator.
+
+    >>> clock = Clock()
+    >>> clock.tick()
+    >>> clock.steps, clock.count
+    (1, tensor(1))
+    """
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_post_hook(_catch_up)  # type: ignore[no-untyped-call]
+
+    def tick(self) -> None:
+        self.steps += 1
+        self.count.add_(1)
+
+
+def _catch_up(clock: Any, _: Any) -> None:
+    clock.steps = int(clock.count)
