@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from multifsl.archive import Member
+from multifsl.base_training import base_batch
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Episode, EpisodeSampler, Indices, Inputs, concat, lengths, map_inputs, size, trim
 from multifsl.errors import BadItem, MultifslError
@@ -56,17 +57,17 @@ class Bank:
         x = map_inputs(lambda leaf: leaf[index], self.x)
         return x if self.lengths is None else trim(x, int(self.lengths[rows].max()))
 
-    def episodes(self, tasks: Sequence[Indices]) -> Episode:
-        """Tasks of equal shape as one meta-batch [T, ...]."""
-        return to_episode(tasks, self.gather(rows_of(tasks)))
+    def episodes(self, tasks: Sequence[Indices], *, n_classes: int = 0) -> Episode:
+        """Tasks of equal shape as one meta-batch [T, ...]; with n_classes, as a batch for base training."""
+        return to_episode(tasks, self.gather(rows_of(tasks)), n_classes)
 
     @property
     def _device(self) -> torch.device:
         return self.x.device if isinstance(self.x, torch.Tensor) else next(iter(self.x.values())).device
 
-    def stream(self, sampler: EpisodeSampler, steps: range, tasks: int) -> Iterator[Episode]:
+    def stream(self, sampler: EpisodeSampler, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
         for step in steps:
-            yield self.episodes(sampler.tasks(step, tasks))
+            yield self.episodes(sampler.tasks(step, tasks), n_classes=n_classes)
 
 
 class Stream:
@@ -78,8 +79,8 @@ class Stream:
         self.encoder, self.items, self.device = encoder, items, torch.device(device)
         self.workers = min(4, max(1, (os.cpu_count() or 2) - 1)) if workers is None else workers
 
-    def stream(self, sampler: EpisodeSampler, steps: range, tasks: int) -> Iterator[Episode]:
-        dataset = _Steps(self.encoder, self.items, sampler, steps, tasks)
+    def stream(self, sampler: EpisodeSampler, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
+        dataset = _Steps(self.encoder, self.items, sampler, steps, tasks, n_classes)
         loader = torch.utils.data.DataLoader(
             dataset,
             batch_size=None,
@@ -101,8 +102,10 @@ class Stream:
 class _Steps(torch.utils.data.Dataset[Any]):
     """Step -> the leaves of its episodes; plain tuples, since a DataLoader rebuilds what it is given."""
 
-    def __init__(self, encoder: Encoder, items: Items, sampler: EpisodeSampler, steps: range, tasks: int) -> None:
-        self.load, self.collate = encoder.load, encoder.collate
+    def __init__(
+        self, encoder: Encoder, items: Items, sampler: EpisodeSampler, steps: range, tasks: int, n_classes: int
+    ) -> None:
+        self.load, self.collate, self.n_classes = encoder.load, encoder.collate, n_classes
         self.items, self.sampler, self.steps, self.tasks = items.items, sampler, steps, tasks
 
     def __len__(self) -> int:
@@ -112,7 +115,8 @@ class _Steps(torch.utils.data.Dataset[Any]):
         if position >= len(self.steps):
             raise IndexError(position)
         tasks = self.sampler.tasks(self.steps[position], self.tasks)
-        episode = to_episode(tasks, self.collate([self.load(self.items[int(r)]) for r in rows_of(tasks)]))
+        x = self.collate([self.load(self.items[int(r)]) for r in rows_of(tasks)])
+        episode = to_episode(tasks, x, self.n_classes)
         return episode.support.x, episode.query.x, episode.support.y, episode.query.y, episode.present
 
 
@@ -121,11 +125,17 @@ def rows_of(tasks: Sequence[Indices]) -> np.ndarray:
     return np.concatenate([rows for task in tasks for rows in (task.support, task.query)])
 
 
-def to_episode(tasks: Sequence[Indices], x: Inputs) -> Episode:
-    """Tasks and their items x [T * (S + Q), *], in the order of `rows_of`, as a meta-batch."""
+def to_episode(tasks: Sequence[Indices], x: Inputs, n_classes: int = 0) -> Episode:
+    """Tasks and their items x [T * (S + Q), *], in the order of `rows_of`, as a meta-batch.
+
+    With n_classes, as a batch for base training: all items are queries, labelled by their class in the data.
+    """
     t, s = len(tasks), len(tasks[0].support)
     x = map_inputs(lambda leaf: leaf.unflatten(0, (t, -1)), x)  # [T, S + Q, *]
     device = x.device if isinstance(x, torch.Tensor) else next(iter(x.values())).device
+    if n_classes:
+        y = np.stack([task.classes[np.concatenate([task.support_y, task.query_y])] for task in tasks])
+        return base_batch(x, torch.from_numpy(y).to(device, non_blocking=True), n_classes)
     support_y = torch.from_numpy(np.stack([task.support_y for task in tasks])).to(device, non_blocking=True)
     query_y = torch.from_numpy(np.stack([task.query_y for task in tasks])).to(device, non_blocking=True)
     present = torch.ones(t, len(tasks[0].classes), dtype=torch.bool, device=device)

@@ -240,8 +240,18 @@ def save_run(path: Path, method: Method, info: dict[str, Any]) -> Run:
     return Run(path, method, full)
 
 
-def load_run(path: Path | str, *, device: str | torch.device = "cpu", allow_download: bool = False) -> Run:
+def load_run(
+    path: Path | str,
+    *,
+    method: str | None = None,
+    way: int | None = None,
+    device: str | torch.device = "cpu",
+    allow_download: bool = False,
+) -> Run:
     """A finished run.
+
+    method: take this instead of the run's own, way: for so many classes. Of the same name, it takes over all weights, such
+    as MAML with other steps; of another, the encoder's alone.
 
     Raises:
         MultifslError: no run there, or one that is still training. BadFile: a damaged one, with the reason.
@@ -250,9 +260,15 @@ def load_run(path: Path | str, *, device: str | torch.device = "cpu", allow_down
     if (path / "checkpoint.safetensors").exists() and not (path / "run.json").exists():
         raise MultifslError(f"the run {path} is not finished; go on with it by --resume")
     info, tensors = read_pair(path, "run.json", "run")
-    method = build_pair(info, path, allow_download=allow_download)
-    load_weights(method, tensors, path / "model.safetensors")
-    return Run(path, method.to(device).eval(), info)
+    built = build_pair(info, path, allow_download=allow_download)
+    source = path / "model.safetensors"
+    load_weights(built, tensors, source)
+    if method is not None:
+        other: Method = build("methods", method, encoder=built.encoder, way=built.max_way or way)
+        if type(other) is type(built):
+            load_weights(other, tensors, source)
+        built, info = other, {**info, "method": method}
+    return Run(path, built.to(device).eval(), info)
 
 
 def build_pair(info: dict[str, Any], source: Path, *, allow_download: bool) -> Method:

@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from multifsl.bank import EMBED_BLOCK, Progress, collate_blocks, embed_items
+from multifsl.bank import EMBED_BLOCK, Progress, collate_blocks, embed_items, load_all, pad_together, select
 from multifsl.checkpoint import (
     build_pair,
     digest,
@@ -29,11 +29,11 @@ from multifsl.checkpoint import (
     write_pair,
 )
 from multifsl.encoder import Encoder, Features
-from multifsl.episode import Batch
-from multifsl.errors import BadFile, BadItem, MultifslError
-from multifsl.evaluation import pick_device
+from multifsl.episode import Batch, Inputs, map_inputs, size
+from multifsl.errors import BadFile, MultifslError
+from multifsl.evaluation import check_finite, pick_device
 from multifsl.functional import full_precision
-from multifsl.method import EmbeddingMethod, Method
+from multifsl.method import Method
 from multifsl.registry import build, resolved
 from multifsl.task import Items
 
@@ -48,6 +48,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     encoder : None, a spec such as "transformer", or an Encoder
         What turns items into embeddings. With None, X are features [n, D].
     method : a spec such as "prototypical(distance='cosine')", or a Method built on that encoder
+        One that adapts the encoder keeps the examples themselves, and adapts to them anew whenever they change.
     reject : None
         When to answer `unknown_label`; only None (never) so far.
     false_accept : float
@@ -105,8 +106,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with self._features_as_before():
             X, labels = self._checked(X, y, reset=True)
             encoder = self._open_encoder(X.shape[1] if self.encoder is None else None)
-            method = self._open_method(encoder)
-            self._set_support(method, self._embed(X, encoder), labels)
+            method = self._open_method(encoder, labels)
+            self._set_support(method, self._prepare(X, method), labels)
         return self
 
     def fit_items(self, items: Items, *, progress: Progress | None = None) -> Self:
@@ -117,13 +118,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_reject()
         if self.encoder is None:
             raise MultifslError("items need an encoder")
-        method = self._open_method(self._open_encoder(None))
-        z, kept = embed_items(method.encoder, items, batch_size=self.batch_size, progress=progress)
+        method = self._open_method(self._open_encoder(None), items.labels)
+        if method.takes_embeddings:
+            z, kept = embed_items(method.encoder, items, batch_size=self.batch_size, progress=progress)
+            x: Inputs = full_precision(z)
+            check_finite(z, kept.items)
+        else:
+            loaded, positions = load_all(method.encoder, items.items, progress=progress)
+            x, kept = self._on_device(collate_blocks(method.encoder, loaded)), select(items, positions)
         counts = np.bincount(kept.labels, minlength=len(items.class_names))
         if not counts.all():
             empty = [items.class_names[i] for i in np.flatnonzero(counts == 0)]
             raise MultifslError(f"no item of {', '.join(map(repr, empty[:5]))} could be read; mend or remove the class")
-        self._set_support(method, _finite(full_precision(z), kept.items), np.array(items.class_names)[kept.labels])
+        self._set_support(method, x, np.array(items.class_names)[kept.labels])
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
@@ -138,8 +145,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise MultifslError(
                 f"the known labels are {_kind(self.classes_)}s, the new ones {_kind(labels)}s; use one kind"
             )
-        z = self._embed(X, self.method_.encoder)
-        self._set_support(self.method_, torch.cat([self.support_, z]), np.concatenate([self.support_labels_, labels]))
+        more = pad_together([self.support_, self._prepare(X, self.method_)])
+        self._set_support(self.method_, more, np.concatenate([self.support_labels_, labels]))
         return self
 
     def forget(self, label: Any) -> Self:
@@ -151,7 +158,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise MultifslError(f"there is no class {label!r}; known: {_some(self.classes_)}")
         if np.all(gone):
             raise MultifslError(f"{label!r} is the only class; a classifier needs one")
-        self._set_support(self.method_, self.support_[torch.from_numpy(~gone)], self.support_labels_[~gone])
+        kept = torch.from_numpy(~gone)
+        left = map_inputs(lambda leaf: leaf[kept.to(leaf.device)], self.support_)
+        self._set_support(self.method_, left, self.support_labels_[~gone])
         return self
 
     # ---- answering ----
@@ -180,8 +189,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
         """Write the model as a folder: `model.safetensors` and `model.json`; whole, or not at all.
 
-        It holds the support embeddings, and the encoder where its weights are our own; published weights are named, with
-        their revision. Raises MultifslError where `path` exists already.
+        It holds the support set (embeddings, or, where the method adapts the encoder, prepared items), and the encoder where its
+        weights are our own; published weights are named, with their revision. Raises MultifslError where `path` exists already.
         """
         check_is_fitted(self)
         path, encoder = Path(path), self.method_.encoder
@@ -201,8 +210,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "batch_size": self.batch_size,
             "versions": versions(),
         }
+        support = {"": self.support_} if isinstance(self.support_, Tensor) else self.support_
         tensors = {
-            "support": self.support_,
+            **{f"support.{k}".removesuffix("."): v for k, v in support.items()},
             "labels": torch.from_numpy(np.searchsorted(self.classes_, self.support_labels_)),
         }
         state = self.method_.state_dict()
@@ -250,7 +260,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             weights |= {f"encoder.{k}": v for k, v in method.encoder.state_dict().items()}
         load_weights(method, weights, path / "model.safetensors")
         method.encoder.published = published
-        support, labels = _examples(tensors, classes, dim, path)
+        support, labels = _examples(tensors, classes, dim if method.takes_embeddings else None, path)
         where = pick_device(device)
         method.to(where).eval()
         model = cls(
@@ -263,7 +273,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         if name is None:
             model.n_features_in_ = dim
-        model._set_support(method, support.to(where), labels)
+        try:
+            model._set_support(method, model._on_device(support), labels)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            raise BadFile(f"the examples in {path / 'model.safetensors'} do not fit the method: {error}") from error
         return model
 
     @classmethod
@@ -283,13 +296,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return Features(width)
         return build("encoders", self.encoder) if isinstance(self.encoder, str) else self.encoder  # type: ignore[return-value]
 
-    def _open_method(self, encoder: Encoder) -> EmbeddingMethod:
+    def _open_method(self, encoder: Encoder, labels: np.ndarray) -> Method:
         if isinstance(self.method, Method):
             if self.method.encoder is not encoder:
                 raise MultifslError("the method was built on another encoder than the classifier's; give both anew")
             method: Any = self.method
         else:
-            method = build("methods", self.method, encoder=encoder)
+            method = build("methods", self.method, encoder=encoder, way=max(2, len(np.unique(labels))))
         return method.to(pick_device(self.device)).eval()  # type: ignore[no-any-return]
 
     def _checked(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, np.ndarray]:
@@ -316,44 +329,70 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.__dict__.update(before)
             raise
 
-    def _set_support(self, method: EmbeddingMethod, z: Tensor, labels: np.ndarray) -> None:
+    def _set_support(self, method: Method, x: Inputs, labels: np.ndarray) -> None:
         """Adapt to all examples, then take the new state over at once."""
         classes, codes = np.unique(labels, return_inverse=True)
         if method.max_way is not None and len(classes) > method.max_way:
             raise MultifslError(f"{resolved(method)} tells at most {method.max_way} classes apart, not {len(classes)}")
         with torch.inference_mode():
-            y = torch.from_numpy(codes.astype(np.int64)).to(z.device)
-            state = method.adapt(Batch(z, y), torch.ones(len(classes), dtype=torch.bool, device=z.device))
+            where = pick_device(self.device)
+            y = torch.from_numpy(codes.astype(np.int64)).to(where)
+            state = method.adapt(Batch(x, y), torch.ones(len(classes), dtype=torch.bool, device=where))
         self.method_, self.state_, self.support_, self.support_labels_, self.classes_ = (
             method,
             state,
-            z,
+            x,
             labels,
             classes,
         )
         self.counts_ = dict(zip(classes.tolist(), np.bincount(codes).tolist(), strict=True))
 
-    def _embed(self, X: Any, encoder: Encoder) -> Tensor:
-        """Embeddings [B, D] of items, all of which must be readable."""
+    def _on_device(self, x: Inputs) -> Inputs:
         where = pick_device(self.device)
+        return map_inputs(lambda leaf: leaf.to(where), x)
+
+    def _prepare(self, X: Any, method: Method) -> Inputs:
+        """Items, all of which must be readable, as the method takes them: embeddings [B, D], or what the encoder reads."""
+        where, encoder = pick_device(self.device), method.encoder
         if isinstance(encoder, Features):
             return torch.tensor(X, dtype=torch.float32 if where.type == "mps" else None, device=where)  # a copy
         _check_sequence(X)
         if len(X) == 0:
             raise MultifslError("X has no items")
-        parts = []
+        parts: list[Inputs] = []
         starts = range(0, len(X), EMBED_BLOCK)
         for start in starts if self._progress is None else self._progress(starts, description="embedding items"):
             loaded = [encoder.load(_item(X, i)) for i in range(start, min(start + EMBED_BLOCK, len(X)))]
-            parts.append(full_precision(encoder.to(where).embed(collate_blocks(encoder, loaded), self.batch_size)))
-        return _finite(torch.cat(parts), X)
+            x = collate_blocks(encoder, loaded)
+            if method.takes_embeddings:
+                x = full_precision(encoder.to(where).embed(x, self.batch_size))
+            parts.append(x)
+        ready = pad_together(parts)
+        if method.takes_embeddings:
+            assert isinstance(ready, Tensor)
+            check_finite(ready, X)
+        return self._on_device(ready)
 
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         if self.encoder is None:
             X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        method = self.method_
+        x = self._prepare(X, method)
+        if isinstance(x, Tensor) and isinstance(self.support_, Tensor):
+            x = x.to(self.support_.dtype)
+        # Queries that the method looks at together, and embeddings, which are small, go in at once.
+        block = size(x) if method.takes_embeddings or method.transductive else self.batch_size
         with torch.inference_mode():
-            logits = self.method_.classify(self.state_, self._embed(X, self.method_.encoder).to(self.support_.dtype))
+            parts = [
+                method.classify(self.state_, map_inputs(lambda leaf, i=i: leaf[i : i + block], x))  # type: ignore[misc]
+                for i in range(0, size(x), max(1, block))
+            ]
+        logits = torch.cat(parts)
+        if bool(logits.isnan().any()):
+            raise MultifslError(
+                f"{resolved(method)} diverged on these examples: its answers are not numbers; take a smaller learning rate, lr"
+            )
         return logits.cpu().double().numpy()
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -364,15 +403,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.encoder is not None:
             tags.input_tags.two_d_array, tags.input_tags.string = False, True
         return tags
-
-
-def _finite(z: Tensor, items: Any) -> Tensor:
-    """z [B, D], if every row of it is finite."""
-    finite = torch.isfinite(z).all(dim=1)
-    if not bool(finite.all()):
-        position = int((~finite).nonzero()[0])
-        raise BadItem(f"the embedding of item {position} ({str(_item(items, position))[:80]}) is not finite")
-    return z
 
 
 def _check_sequence(X: Any) -> None:
@@ -388,20 +418,26 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
 
 
-def _examples(tensors: dict[str, Tensor], classes: Any, dim: int, path: Path) -> tuple[Tensor, np.ndarray]:
-    """Support embeddings [S, D] and labels [S] of a model's file. Raises BadFile where they do not fit together."""
+def _examples(tensors: dict[str, Tensor], classes: Any, dim: int | None, path: Path) -> tuple[Inputs, np.ndarray]:
+    """The support set, embeddings [S, dim] or (dim=None) prepared items, and labels [S] of a model's file.
+
+    Raises BadFile where they do not fit together.
+    """
     plain = isinstance(classes, list) and all(isinstance(c, str | int | float) for c in classes)
     if not plain or not classes or len({type(c) for c in classes}) > 1 or sorted(set(classes)) != classes:
         raise BadFile(f"{path / MODEL_JSON}: the classes must be texts or numbers, sorted, each once")
-    z, codes = tensors.get("support"), tensors.get("labels")
+    leaves = {k.removeprefix("support."): v for k, v in tensors.items() if k.startswith("support.")}
+    x: Any = tensors.get("support", leaves)
+    codes, found = tensors.get("labels"), list(leaves.values()) if x is leaves else [x]
     if (
-        z is None or codes is None or z.ndim != 2 or z.shape[1] != dim or codes.shape != z.shape[:1]
-        or not z.is_floating_point() or codes.dtype != torch.int64 or not bool(torch.isfinite(z).all())
-        or sorted(set(codes.tolist())) != list(range(len(classes)))
+        codes is None or codes.dtype != torch.int64 or codes.ndim != 1 or sorted(set(codes.tolist())) != list(range(len(classes)))
+        or not found or any(codes.shape != leaf.shape[:1] for leaf in found)
+        or not all(bool(torch.isfinite(leaf).all()) for leaf in found)
+        or (dim is not None and not (x is not leaves and x.ndim == 2 and x.shape[1] == dim and x.is_floating_point()))
     ):  # fmt: skip
         raise BadFile(f"the examples in {path / 'model.safetensors'} do not fit the classes in {MODEL_JSON}")
     labels: np.ndarray = np.array(classes)[codes.numpy()]
-    return z, labels
+    return x, labels
 
 
 def _labels(y: Any, count: int) -> np.ndarray:

@@ -113,7 +113,7 @@ def list_(
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
-    """List the encoders, methods and tasks, with the arguments of their specs, and the models that come along."""
+    """List the encoders, the methods by family, and the tasks, with the arguments of their specs; and the models that come along."""
     from rich.table import Table
 
     from multifsl import registry
@@ -122,8 +122,9 @@ def list_(
     for column in ("kind", "name", "arguments", "what it is"):
         table.add_column(column)
     for one in registry.KINDS:
-        for name in registry.names(one) if kind in (None, one) else []:
-            table.add_row(one[:-1], name, registry.arguments(one, name), registry.summary(one, name))
+        chosen = [(_group(one, name), name) for name in registry.names(one) if kind in (None, one)]
+        for group, name in sorted(chosen, key=lambda row: (_FAMILIES.index(row[0]) if row[0] in _FAMILIES else 0, row[1])):
+            table.add_row(group, name, registry.arguments(one, name), registry.summary(one, name))
     if table.row_count:
         console().print(table)
     else:
@@ -188,7 +189,11 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="The task; by default the run's own.")] = None,
     encoder: Annotated[str | None, typer.Option(help="An encoder as it is, no training.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="With --encoder: the method. By default prototypical(distance='cosine').")
+        str | None,
+        typer.Option(
+            help="The method; by default the run's, or prototypical(distance='cosine'). On a run, one of the same name takes over "
+            'its weights, such as "maml(test_steps=10)".'
+        ),
     ] = None,
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="Which classes.")] = "test",
     way: Way = "5",
@@ -207,15 +212,12 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Accuracy over episodes, of a run or of an encoder as it is."""
-    from multifsl.evaluation import DEFAULT_METHOD
     from multifsl.evaluation import evaluate as run_evaluation
 
-    if run is not None and method is not None:
-        raise MultifslError("a run has its method; --method goes with --encoder")
     result = run_evaluation(
         run, task=task, encoder=encoder, split=split, way=_range("way", way), shot=_range("shot", shot), query=query,
         episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance, device=device, data_root=data_root,
-        skip_small_classes=skip_small_classes, allow_download=allow_download, progress=track, method=method or DEFAULT_METHOD,
+        skip_small_classes=skip_small_classes, allow_download=allow_download, progress=track, method=method,
     )  # fmt: skip
     if json_ is not None:
         write_json(result.to_json(), json_)
@@ -359,6 +361,18 @@ def demo(device: Device = "auto", json_: Json = None, debug: Debug = False) -> N
 
 
 # ---- what the commands share ----
+
+_FAMILIES = [f"method: {family}" for family in ("metric", "model (memory)", "optimisation", "transfer")]
+
+
+def _group(kind: str, name: str) -> str:
+    from multifsl import registry
+
+    if kind != "methods":
+        return kind[:-1]
+    family = registry.family(name)
+    return f"method: {'model (memory)' if family == 'memory' else family}" if family else "method"
+
 
 
 def _count(number: int, what: str) -> str:

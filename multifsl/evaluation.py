@@ -6,7 +6,7 @@ Shape letters: T tasks, N ways, Q queries, n items of the split, D embedding wid
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multifsl.bank import Bank, Progress, embed_items, sampler_of
+from multifsl.bank import Bank, Progress, embed_items, sampler_of, select
 from multifsl.checkpoint import load_run
 from multifsl.encoder import Encoder
 from multifsl.episode import EpisodeSampler, Range
-from multifsl.errors import BadFile, MultifslError
+from multifsl.errors import BadFile, BadItem, MultifslError
 from multifsl.functional import accuracy
-from multifsl.method import EmbeddingMethod, Method
+from multifsl.method import Method
 from multifsl.registry import build, resolved
 from multifsl.task import Items, Task, check_split
 
 DEFAULT_METHOD = "prototypical(distance='cosine')"
+BASE_ITEMS = 2000  # of the train classes, for methods that want to see them
 CHUNK = 32  # episodes solved together: small enough to stay in the cache, large enough to hide the dispatch
 
 
@@ -60,7 +61,7 @@ def evaluate(
     *,
     task: str | Task | None = None,
     encoder: str | Encoder | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     split: str = "test",
     way: Range = 5,
     shot: Range = 1,
@@ -80,7 +81,9 @@ def evaluate(
 
     Args:
         run: a run's folder. Its own task is taken unless `task` names another.
-        encoder, method: instead of a run, an encoder without further training and the method on top of it.
+        encoder: instead of a run, an encoder without further training. method: the one on top of it, by default
+            "prototypical(distance='cosine')". With a run, in the place of its own: of the same name, with the run's weights (such
+            as MAML with more steps); of another, on the run's encoder.
         split: "train", "val", "test" or "all". way, shot: a number, or a range (low, high) drawn anew for every 32 episodes.
         disjoint_groups: support and query share no recording, session or drawer. imbalance, skip_small_classes: see EpisodeSampler.
         allow_download: let a run's pretrained encoder be downloaded where it is not on this machine.
@@ -104,7 +107,7 @@ def evaluate(
     if run is not None:
         if encoder is not None:
             raise MultifslError("evaluate takes a run or an encoder, not both")
-        loaded = load_run(run, device=where, allow_download=allow_download)
+        loaded = load_run(run, method=method, way=highest(way), device=where, allow_download=allow_download)
         learner, info = loaded.method, loaded.info
         task = info.get("task") if task is None else task
         if not isinstance(task, str | Task):
@@ -118,8 +121,12 @@ def evaluate(
         assert isinstance(network, Encoder)
         if not network.published and isinstance(encoder, str):
             warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=2)
-        learner = build("methods", method, encoder=network).to(where)
+        learner = build("methods", method or DEFAULT_METHOD, encoder=network, way=highest(way)).to(where)
     check_modality(learner, data)
+    if learner.max_way is not None and highest(way) > learner.max_way:
+        raise MultifslError(f"{resolved(learner)} tells at most {learner.max_way} classes apart, not {highest(way)}")
+    if learner.wants_base and (run is None or method is not None):
+        learn_base(learner.eval(), data.items("train"), progress)
     scores = episode_accuracies(
         learner, data.items(split), way=way, shot=shot, query=query, episodes=episodes, seed=seed,
         disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes,
@@ -147,36 +154,82 @@ def episode_accuracies(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Accuracy of each episode, float64 [episodes]; the items are embedded once, in evaluation mode."""
+    """Accuracy of each episode, float64 [episodes], in evaluation mode.
+
+    Items are embedded once, or, for a method that adapts the encoder, decoded once.
+    """
     items = data.items if isinstance(data, Bank) else data
     shape: dict[str, Any] = {
         "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
         "skip_small_classes": skip_small_classes,
     }  # fmt: skip
     sampler = sampler_of(items, **shape)  # asked for the impossible, it says so before the long part
-    assert isinstance(method, EmbeddingMethod)
+    if not method.takes_embeddings:
+        bank = (
+            data
+            if isinstance(data, Bank)
+            else Bank.build(method.encoder, items, device=method.encoder.device, progress=progress)
+        )
+        return solve(method, bank, sampler_of(bank.items, **shape), episodes, progress)
     if isinstance(data, Bank):
         z = method.encoder.embed(data.x, batch_size)
     else:
         z, items = embed_items(method.encoder, data, batch_size=batch_size, progress=progress)
         sampler = sampler_of(items, **shape)
-    return solve_embedded(method, Bank(z, items), sampler, episodes, progress)
+    check_finite(z, items.items)
+    return solve(method, Bank(z, items), sampler, episodes, progress)
 
 
 @torch.inference_mode()
-def solve_embedded(
-    method: EmbeddingMethod, bank: Bank, sampler: EpisodeSampler, episodes: int, progress: Progress | None = None
+def solve(
+    method: Method, bank: Bank, sampler: EpisodeSampler, episodes: int, progress: Progress | None = None
 ) -> np.ndarray:
-    """Accuracy of each episode over a bank of embeddings [n, D]."""
+    """Accuracy of each episode over a bank of embeddings [n, D], or, for a method that adapts the encoder, of items [n, *]."""
     was_training = method.training
     method.eval()
+    run = method.solve_embedded if method.takes_embeddings else method
     out: list[Tensor] = []
+    diverged: list[Tensor] = []
     steps: Iterable[int] = range(math.ceil(episodes / CHUNK))
     for step in progress(steps, description="episodes", total=len(steps)) if progress else steps:  # type: ignore[arg-type]
         batch = bank.episodes(sampler.tasks(step, min(CHUNK, episodes - step * CHUNK)))
-        out.append(accuracy(method.solve_embedded(batch).logits, batch.query.y))
+        logits = run(batch).logits
+        out.append(accuracy(logits, batch.query.y))
+        diverged.append(logits.isnan().flatten(1).any(1))
     method.train(was_training)
+    if count := int(torch.cat(diverged).sum()):
+        warnings.warn(
+            f"in {count} of {episodes} episodes the adaptation diverged (its answers are not numbers, and count by chance): a "
+            "smaller inner learning rate, lr, helps",
+            stacklevel=2,
+        )
     return torch.cat(out).cpu().double().numpy()
+
+
+def learn_base(method: Method, data: Items | Bank, progress: Progress | None = None) -> None:
+    """Show a method embeddings of some of the train classes' items, BASE_ITEMS at most, evenly spread."""
+    bank, items = (data, data.items) if isinstance(data, Bank) else (None, data)
+    count = len(items.labels)
+    rows = np.unique(np.linspace(0, count - 1, min(count, BASE_ITEMS)).astype(np.int64))
+    if bank is not None:
+        z = method.encoder.embed(bank.gather(rows))
+    else:
+        z, _ = embed_items(method.encoder, select(items, rows.tolist()), progress=progress)
+    method.learn_base(z)
+
+
+def check_finite(z: Tensor, items: Sequence[Any]) -> None:
+    """Raises BadItem naming the first item whose embedding is not finite."""
+    finite = torch.isfinite(z).all(dim=1)
+    if not bool(finite.all()):
+        position = int((~finite).nonzero()[0])
+        name = items.iloc[position] if hasattr(items, "iloc") else items[position]
+        raise BadItem(f"the embedding of item {position} ({str(name)[:80]}) is not finite")
+
+
+def highest(value: Range) -> int:
+    """The larger end of a range."""
+    return value if isinstance(value, int) else value[1]
 
 
 def half_width(scores: np.ndarray) -> float:

@@ -69,6 +69,7 @@ def apply_gains_outside(module: nn.Module) -> None:
 
     The same function to rounding, with the same parameters. Raises MultifslError for InstanceNorm, which has no cure here.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.LayerNorm(4))
     >>> x, before = torch.arange(4.0), net(torch.arange(4.0))
     >>> apply_gains_outside(net)

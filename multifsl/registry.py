@@ -99,6 +99,18 @@ def summary(kind: Kind, name: str) -> str:
     return text.strip().partition("\n")[0]
 
 
+def family(name: str) -> str:
+    """The family of a method, without importing it.
+
+    >>> family("prototypical")
+    'metric'
+    """
+    for node in ast.walk(_page("methods", name)):
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["family"]:
+            return str(ast.literal_eval(node.value))
+    return ""
+
+
 def parse(text: str) -> list[Spec]:
     """Spec strings, joined by `+`, as names and arguments.
 

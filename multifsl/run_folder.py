@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multifsl.checkpoint import read_json, read_tensors, to_bytes, write_atomically
 from multifsl.errors import BadFile, MultifslError
-from multifsl.method import Method
 
 
 @dataclass
@@ -96,7 +95,7 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def save(path: Path, learner: Method, optimizer: Any, at: Progressed) -> None:
+def save(path: Path, learner: nn.Module, optimizer: Any, at: Progressed) -> None:
     """Weights, optimiser, random state and progress in one file."""
     state = optimizer.state_dict()
     tensors = {f"model.{k}": v for k, v in learner.state_dict().items()}
@@ -111,7 +110,7 @@ def save(path: Path, learner: Method, optimizer: Any, at: Progressed) -> None:
     )
 
 
-def restore(path: Path, learner: Method, optimizer: Any) -> Progressed:
+def restore(path: Path, learner: nn.Module, optimizer: Any) -> Progressed:
     """Put back what `save` wrote. Raises BadFile where it is damaged, or of another training."""
     tensors, header = read_tensors(path)
     try:

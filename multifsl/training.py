@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from multifsl.bank import Bank, Progress, Stream, open_data, sampler_of
+from multifsl.base_training import BaseClassifier
 from multifsl.checkpoint import Run, save_run
 from multifsl.encoder import Encoder
 from multifsl.episode import Range
 from multifsl.errors import MultifslError
-from multifsl.evaluation import check_modality, episode_accuracies, half_width, pick_device
+from multifsl.evaluation import check_modality, episode_accuracies, half_width, highest, learn_base, pick_device
 from multifsl.functional import accuracy
 from multifsl.method import Method
 from multifsl.registry import build, resolved
@@ -34,6 +35,8 @@ LOG_EVERY = 20  # steps between looks at the loss; each look waits for the accel
 CHECKPOINT_SECONDS = 60.0
 VALIDATIONS = 12  # spread evenly over a run
 VALIDATION_EPISODES = 400
+COSTLY_VALIDATION_EPISODES = 100  # where each runs an inner loop through the encoder
+VALIDATION_SHARE = 0.25  # of the time of a run given in minutes: beyond, a validation is left out, but for the last
 VALIDATION_SEED = 2**31 - 1  # not one that people pick: these episodes choose the weights
 
 
@@ -64,6 +67,9 @@ def train(
 ) -> Run:
     """Meta-train an encoder and a method on a task's train classes; Adam, learning rate falling to 0 along a cosine.
 
+    For a method of transfer learning (`learns_from = "classes"`) the encoder is trained as a plain classifier of all train
+    classes, by batches of way * (shot + query) items of an episode; see `multifsl.base_training`.
+
     The weights kept are those that did best on validation episodes (5-way, of the val classes, always the same ones), or
     the last ones where the task has no val classes that an episode fits into.
 
@@ -92,6 +98,10 @@ def train(
         raise MultifslError("steps and minutes must be numbers above 0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MultifslError("this version trains in one process; start it without torchrun or accelerate launch")
+    if (way if isinstance(way, int) else way[0]) < 2:
+        raise MultifslError(
+            f"with fewer than 2 classes there is nothing to tell apart: way must be at least 2, not {way}"
+        )
     if episodes_per_step < 1:
         raise MultifslError(f"episodes_per_step must be at least 1, not {episodes_per_step}")
     if not 0 < lr < math.inf:
@@ -102,7 +112,7 @@ def train(
     torch.manual_seed(seed)
     data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
     network = build("encoders", encoder, task=data) if isinstance(encoder, str) else encoder
-    learner: Method = build("methods", method, encoder=network)
+    learner: Method = build("methods", method, encoder=network, way=highest(way))
     check_modality(learner, data)
     shape: dict[str, Any] = {
         "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
@@ -122,17 +132,25 @@ def train(
     source = open_data(network, train_items, device=where, progress=progress)
     if len(source.items.labels) != len(train_items.labels):  # unreadable items were left out
         sampler = sampler_of(source.items, **shape)
-    validation = _validation_data(data, network, shape, where, progress)
+    validation = _validation_data(data, learner, shape, where, progress)
 
     # ---- model ----
     learner.to(where).train()
     network.published = network.published and not any(p.requires_grad for p in network.parameters())
-    optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=lr)
+    by_class = learner.learns_from == "classes"
+    n_classes = len(source.items.class_names) if by_class else 0
+    model = BaseClassifier(learner, n_classes, learner.base_head).to(where) if by_class else learner
+    trained = [p for p in (network if by_class else learner).parameters() if p.requires_grad]
+    if not trained:
+        raise MultifslError(
+            f"{resolved(learner)} on {resolved(network)} has nothing to train; `evaluate` takes it as it is"
+        )
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     open_folder(out, settings, resume=resume)
     at = Progressed()
     if resume and checkpoint_of(out).exists():
-        at = restore(checkpoint_of(out), learner, optimizer)
-    batches = source.stream(sampler, range(at.step, steps or 2**62), episodes_per_step)
+        at = restore(checkpoint_of(out), model, optimizer)
+    batches = source.stream(sampler, range(at.step, steps or 2**62), episodes_per_step, n_classes=n_classes)
 
     # ---- the loop ----
     metrics = Metrics(out / "metrics.jsonl", keep_through=at.step)
@@ -155,23 +173,33 @@ def train(
             )
         return loss
 
+    validating = 0.0  # seconds
     latest = at.best_accuracy  # of the validations; a resumed run shows the best one until its next
 
     def validate() -> None:
-        nonlocal latest
+        nonlocal latest, validating
         at.validations += 1
-        if validation is None:
+        costly = minutes is not None and validating > VALIDATION_SHARE * at.seconds and fraction() < 1
+        if validation is None or costly:
             return
+        start = time.monotonic()
         held_out, val_shape = validation
+        judge = learner
+        if (
+            by_class and not learner.takes_embeddings
+        ):  # fine-tuning anew for every episode would take longer than the training
+            judge = build("methods", "prototypical(distance='cosine')", encoder=network).to(where)
+        if judge.wants_base:
+            learn_base(judge, _seen(source))
+        episodes = VALIDATION_EPISODES if judge.takes_embeddings else COSTLY_VALIDATION_EPISODES
         with warnings.catch_warnings(action="ignore"):  # said when the run began
-            scores = episode_accuracies(
-                learner, held_out, episodes=VALIDATION_EPISODES, seed=VALIDATION_SEED, **val_shape
-            )
+            scores = episode_accuracies(judge, held_out, episodes=episodes, seed=VALIDATION_SEED, **val_shape)
         latest = float(scores.mean())
         metrics.write({"step": at.step, "val_accuracy": latest, "val_ci95": half_width(scores)})
         if scores.mean() > at.best_accuracy:
             at.best_accuracy, at.best_step = float(scores.mean()), at.step
             at.best = {k: v.detach().clone() for k, v in learner.state_dict().items()}
+        validating += time.monotonic() - start
 
     with _interrupts() as interrupted:
         while fraction() < 1:
@@ -179,7 +207,7 @@ def train(
                 group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * fraction()))
             episodes = next(batches)
             with torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-                output = learner(episodes)
+                output = model(episodes)
             output.loss.mean().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -203,12 +231,14 @@ def train(
                     report(at.step, fraction(), {**row, **seen})
                 losses, accuracies, logged = [], [], time.monotonic()
             if fraction() >= (at.validations + 1) / VALIDATIONS:
+                if losses:
+                    finite_loss()  # weights that are not finite have no accuracy
                 validate()
                 at.seconds = time.monotonic() - began
             if interrupted or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 if losses:
                     finite_loss()  # else the last good checkpoint stays
-                save(checkpoint_of(out), learner, optimizer, at)
+                save(checkpoint_of(out), model, optimizer, at)
                 saved = time.monotonic()
             if interrupted:
                 raise MultifslError(f"stopped at step {at.step}; the state is in {out} and goes on by --resume")
@@ -217,6 +247,8 @@ def train(
     if at.best:
         learner.load_state_dict(at.best)
     learner.eval()
+    if learner.wants_base:
+        learn_base(learner, _seen(source))
     result: dict[str, Any] = {
         "seconds": round(at.seconds, 1),
         "steps_done": at.step,
@@ -270,13 +302,17 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _seen(source: Bank | Stream) -> Bank | Items:
+    return source.items if isinstance(source, Stream) else source
+
+
 def _plain(value: Range) -> int | list[int]:
     return value if isinstance(value, int) else list(value)
 
 
 def _validation_data(
     data: Task,
-    encoder: Encoder,
+    learner: Method,
     train_shape: dict[str, Any],
     where: torch.device,
     progress: Progress | None,
@@ -285,7 +321,7 @@ def _validation_data(
     try:
         items = data.items("val")
         shot = train_shape["shot"]
-        way = min(5, len(items.class_names)) if items.sources is None else 5
+        way = min(5, learner.max_way or 5, len(items.class_names) if items.sources is None else 5)
         if way < 2:
             raise MultifslError(f"the val split has {len(items.class_names)} of the 2 classes that an episode needs")
         fixed = {"way": way, "shot": shot if isinstance(shot, int) else shot[0]}
@@ -294,5 +330,5 @@ def _validation_data(
     except MultifslError as error:
         warnings.warn(f"no validation, so the last weights will be kept: {error}", stacklevel=3)
         return None
-    source = open_data(encoder, items, device=where, progress=progress)
-    return (source.items if isinstance(source, Stream) else source), shape
+    source = open_data(learner.encoder, items, device=where, progress=progress)
+    return _seen(source), shape

@@ -46,6 +46,7 @@ class Maml(AdaptationMethod):
         multi_step_loss: over how many training steps the loss after every inner step fades out; 0: only the last counts.
         first_order_until: the training step at which second order sets in.
 
+    >>> import torch
     >>> from multifsl.encoder import Features
     >>> method = Maml(Features(2), steps=5, lr=1.0, head="shared")
     >>> support = Batch(torch.tensor([[0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1]))

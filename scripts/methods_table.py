@@ -1,0 +1,245 @@
+"""Trains and evaluates the methods on three modalities, and writes the table and the curves of docs/methods.md.
+
+    python scripts/methods_table.py --minutes 10            # all rows that are not there yet; goes on where it was stopped
+    python scripts/methods_table.py --minutes 10 --only "omniglot/maml*"
+    python scripts/methods_table.py --render                # docs/methods.md and docs/methods/curves.png from the results
+
+A row is one run, trained with 1 to 5 shots on the train classes, and two evaluations on the VALIDATION classes, which also chose
+the run's weights. No test class is touched. Each row is a process of its own, so that its peak memory is its own; its result is
+one file in docs/methods/results/. A row with a result of fewer minutes than asked for is trained anew.
+"""
+
+import argparse
+import fnmatch
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "methods" / "results"
+SEED = 0
+
+# task -> spec, encoder, learning rate, and the queries of training, 1-shot and 5-shot evaluation
+TASKS: dict[str, dict[str, Any]] = {
+    "omniglot": {"task": "omniglot", "encoder": "conv4", "lr": 1e-3, "query": (5, 15, 15)},
+    "speakers": {"task": "speech_commands", "encoder": "ecapa(channels=64)", "lr": 1e-3, "query": (1, 3, 1)},
+    "banking77": {"task": "banking77(fold=1)", "encoder": "transformer", "lr": 2e-5, "query": (3, 15, 15)},
+}
+
+# method -> task -> spec; "*" stands for the tasks that are not named
+METHODS: dict[str, dict[str, str]] = {
+    "siamese": {"*": "siamese"},
+    "matching": {"*": "matching(temperature='learned')"},
+    "prototypical": {"omniglot": "prototypical", "*": "prototypical(distance='cosine')"},
+    "mann": {"*": "mann"},
+    "meta_lstm": {
+        "omniglot": "meta_lstm",
+        "speakers": "meta_lstm(trainable='last')",
+        "banking77": "meta_lstm(trainable='head')",
+    },
+    "maml": {
+        "omniglot": "maml(steps=3, lr=0.4)",
+        "speakers": "maml(steps=3, lr=0.1, trainable='last')",
+        "banking77": "maml(steps=3, lr=0.05, trainable='last')",
+    },
+    "reptile": {
+        "omniglot": "reptile",
+        "speakers": "reptile(trainable='last')",
+        "banking77": "reptile(trainable='last')",
+    },
+    "ridge": {"*": "ridge"},
+    "anil": {"*": "anil(steps=5, lr=0.1)"},
+    "logistic": {"*": "logistic"},
+    "simpleshot": {"*": "simpleshot"},
+    "finetune": {
+        "omniglot": "finetune",
+        "speakers": "finetune(trainable='last')",
+        "banking77": "finetune(trainable='last')",
+    },
+    "caml": {"*": "caml"},
+}
+WIDE = {"siamese", "matching", "prototypical", "ridge", "logistic", "simpleshot", "finetune"}  # trained with more ways
+ADAPTING = {"maml", "reptile", "meta_lstm", "finetune"}
+UNTRAINED = "untrained"  # the frozen encoder: nearest class mean by cosine
+
+
+def spec_of(task: str, method: str) -> str:
+    specs = METHODS[method]
+    return specs.get(task, specs.get("*", method))
+
+
+def train_and_evaluate(task: str, method: str, minutes: float, runs: Path) -> dict[str, Any]:
+    """One row, in this process."""
+    import torch
+
+    import multifsl
+
+    torch.set_num_threads(1)
+    about = TASKS[task]
+    result: dict[str, Any] = {"task": task, "method": method, "seed": SEED, "commit": _commit()}
+    if method == UNTRAINED:
+        subject: dict[str, Any] = {"task": about["task"], "encoder": about["encoder"]}
+        result |= {"spec": "prototypical(distance='cosine')", "minutes": 0}
+    else:
+        out = runs / task / method
+        going_on = (out / "checkpoint.safetensors").exists() and not (out / "run.json").exists()
+        way = 20 if method in WIDE and task == "omniglot" else 10 if method in WIDE else 5
+        command: dict[str, Any] = {
+            "way": way, "shot": (1, 5), "query": about["query"][0], "minutes": minutes, "lr": about["lr"], "seed": SEED,
+            "skip_small_classes": True, "precision": "bfloat16" if task == "banking77" else "float32",
+        }  # fmt: skip
+        if not (out / "run.json").exists() or _minutes_of(out) != minutes:
+            run = multifsl.train(
+                about["task"], about["encoder"], spec_of(task, method), out=out, resume=going_on and _minutes_of(out) == minutes,
+                overwrite=not (going_on and _minutes_of(out) == minutes) and out.exists(), **command,
+            )  # fmt: skip
+        else:
+            run = multifsl.load_run(out)
+        done = run.info["metrics"]
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        seconds = {row["step"]: row["seconds"] for row in rows if "seconds" in row}
+        curve = [(_at(seconds, row["step"]), row["val_accuracy"]) for row in rows if "val_accuracy" in row]
+        subject = {"run": out}
+        result |= {
+            "spec": run.info["method"], "minutes": minutes, "train": {k: v for k, v in command.items() if k != "seed"},
+            "steps": done["steps_done"], "trained_seconds": done["seconds"], "curve": curve,
+        }  # fmt: skip
+    result["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    slow = method in ADAPTING and task == "banking77"
+    for shot, query in zip((1, 5), about["query"][1:], strict=True):
+        scored = multifsl.evaluate(
+            **subject, split="val", way=5, shot=shot, query=5 if slow else query, seed=SEED,
+            episodes=120 if slow else 400 if method in ADAPTING else 1000, skip_small_classes=True,
+        )  # fmt: skip
+        result[f"5w{shot}s"] = {
+            "accuracy": scored.accuracy, "ci95": scored.ci95, "episodes": scored.episodes, "query": scored.query,
+            "seconds": scored.seconds, "transductive": scored.transductive,
+        }  # fmt: skip
+    return result
+
+
+def _minutes_of(out: Path) -> float | None:
+    settings = out / "settings.json"
+    return json.loads(settings.read_text()).get("minutes") if settings.exists() else None
+
+
+def _at(seconds: dict[int, float], step: int) -> float:
+    """Seconds of training when a step was done: those noted last before it."""
+    return max((s for at, s in seconds.items() if at <= step), default=0.0)
+
+
+def _commit() -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def run_rows(chosen: list[tuple[str, str]], minutes: float, runs: Path) -> None:
+    """Rows one after another, each in a process of its own; several such loops may share a folder."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for task, method in chosen:
+        file = RESULTS / f"{task}-{method}.json"
+        if file.exists() and (method == UNTRAINED or json.loads(file.read_text())["minutes"] >= minutes):
+            continue
+        runs.mkdir(parents=True, exist_ok=True)
+        claim = runs / f"{task}-{method}.claim"
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue  # another loop is at it
+        try:
+            begin = time.monotonic()
+            row = ["--row", f"{task}/{method}", "--minutes", str(minutes), "--runs", str(runs)]
+            done = subprocess.run([sys.executable, __file__, *row], capture_output=True, text=True)
+            print(
+                f"{task}/{method}: {time.monotonic() - begin:.0f} s, {done.stdout.strip() or done.stderr[-600:]}",
+                flush=True,
+            )
+        finally:
+            claim.unlink()
+
+
+# ---- the page ----
+
+MARK = ("<!-- table: scripts/methods_table.py --render -->", "<!-- end of table -->")
+
+
+def render() -> None:
+    """Put the table between the marks of docs/methods.md, and draw the learning curves."""
+    found = {(r["task"], r["method"]): r for r in (json.loads(f.read_text()) for f in sorted(RESULTS.glob("*.json")))}
+    lines = ["| method | " + " | ".join(f"{t}, 5-way 1-shot | 5-shot" for t in TASKS) + " | training | peak memory |"]
+    lines.append("|---|" + "---|" * (2 * len(TASKS) + 2))
+    for method in [UNTRAINED, *METHODS]:
+        rows = [found.get((task, method)) for task in TASKS]
+        cells = [_score(row, key) for row in rows for key in ("5w1s", "5w5s")]
+        steps = " / ".join(
+            "" if not r or "steps" not in r else f"{r['minutes']:g} min, {r['steps']:,} steps" for r in rows
+        )
+        memory = " / ".join("" if not r else f"{r['peak_mib'] / 1024:.1f}" for r in rows)
+        name = "encoder as it is, nearest class mean" if method == UNTRAINED else f"[{method}](methods/{method}.md)"
+        lines.append(f"| {name} | {' | '.join(cells)} | {steps.strip(' /') or 'none'} | {memory} GiB |")
+    page = ROOT / "docs" / "methods.md"
+    before, _, rest = page.read_text().partition(MARK[0])
+    page.write_text(before + MARK[0] + "\n" + "\n".join(lines) + "\n" + MARK[1] + rest.partition(MARK[1])[2])
+    draw(found)
+
+
+def _score(row: dict[str, Any] | None, key: str) -> str:
+    if row is None or key not in row:
+        return "not run"
+    return f"{100 * row[key]['accuracy']:.1f} ± {100 * row[key]['ci95']:.1f}" + (
+        " (T)" if row[key]["transductive"] else ""
+    )
+
+
+def draw(found: dict[tuple[str, str], dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "multifsl"  # the same drawing, the same file
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(5 * len(TASKS), 4.2), layout="constrained")
+    for axis, task in zip(axes, TASKS, strict=True):
+        for i, method in enumerate(METHODS):
+            curve = found.get((task, method), {}).get("curve", [])
+            style = ("-", "--", ":")[i // 5 % 3]
+            axis.plot([s / 60 for s, _ in curve], [100 * a for _, a in curve], style, marker=".", label=method)
+        start = found.get((task, UNTRAINED))
+        if start:
+            axis.axhline(100 * start["5w1s"]["accuracy"], color="grey", lw=0.8)
+        axis.set(title=task, xlabel="minutes of training", ylabel="5-way 1-shot validation accuracy, %")
+    axes[-1].legend(fontsize=7, loc="lower right", ncols=2)
+    figure.savefig(ROOT / "docs" / "methods" / "curves.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="training of each row")
+    parser.add_argument("--only", default="*", help="rows to run, such as 'omniglot/*'")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "methods", help="where the runs go")
+    parser.add_argument("--render", action="store_true")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.render:
+        return render()
+    if given.row:
+        task, method = given.row.split("/")
+        result = train_and_evaluate(task, method, given.minutes, given.runs)
+        assert all(math.isfinite(result[key]["accuracy"]) for key in ("5w1s", "5w5s"))
+        (RESULTS / f"{task}-{method}.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(" ".join(f"{key} {result[key]['accuracy']:.4f}" for key in ("5w1s", "5w5s")))
+        return None
+    rows = [(task, method) for method in [UNTRAINED, *METHODS] for task in TASKS]
+    run_rows([row for row in rows if fnmatch.fnmatch("/".join(row), given.only)], given.minutes, given.runs)
+    return None
+
+
+if __name__ == "__main__":
+    main()
