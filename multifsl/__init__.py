@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdaptationMethod": "adaptation",
     "Batch": "episode",
     "Episode": "episode",
     "EpisodeSampler": "episode",
@@ -21,12 +22,15 @@ _HOMES = {
     "MultifslError": "errors",
     "Output": "method",
     "Task": "task",
+    "TransductiveMethod": "method",
     "build": "registry",
+    "contrastive_loss": "functional",
     "evaluate": "evaluation",
     "load_run": "checkpoint",
     "train": "training",
 }
 __all__ = [
+    "AdaptationMethod",
     "Batch",
     "EmbeddingMethod",
     "Encoder",
@@ -39,21 +43,25 @@ __all__ = [
     "MultifslError",
     "Output",
     "Task",
+    "TransductiveMethod",
     "__version__",
     "build",
+    "contrastive_loss",
     "evaluate",
     "load_run",
     "train",
 ]
 
 if TYPE_CHECKING:
+    from multifsl.adaptation import AdaptationMethod
     from multifsl.checkpoint import load_run
     from multifsl.classifier import FewShotClassifier
     from multifsl.encoder import Encoder
     from multifsl.episode import Batch, Episode, EpisodeSampler
     from multifsl.errors import MultifslError
     from multifsl.evaluation import Evaluation, evaluate
-    from multifsl.method import EmbeddingMethod, Method, Output
+    from multifsl.functional import contrastive_loss
+    from multifsl.method import EmbeddingMethod, Method, Output, TransductiveMethod
     from multifsl.registry import build
     from multifsl.task import Items, Task
     from multifsl.training import train

@@ -30,7 +30,7 @@ from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs, first_leaf, map_inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import full_precision, mask_absent, masked_cross_entropy, without_autocast
-from multifsl.method import Method, Output, row
+from multifsl.method import Method, Output, check_support, row
 from multifsl.norms import apply_gains_outside, batch_norms
 
 Weights = dict[str, Tensor]
@@ -149,7 +149,7 @@ class AdaptationMethod(Method):
         self._check(support, present)
         wants_gradient = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         with self.adapting(support.x):
-            support = self.usable(support)
+            support, present = self.usable(support), _normal(present)
             weights = self.inner_loop(support, present)
             if not wants_gradient:
                 weights = {k: v.detach() for k, v in weights.items()}
@@ -191,8 +191,7 @@ class AdaptationMethod(Method):
     def usable(self, batch: Batch) -> Batch:
         """A batch that an inner loop may use: made under inference_mode or not; padding rows of embeddings [B, D] as 0."""
         x, y = batch
-        if not torch.is_inference_mode_enabled() and torch._C._functorch.peek_interpreter_stack() is None:
-            x, y = map_inputs(_normal, x), _normal(y)
+        x, y = map_inputs(_normal, x), _normal(y)
         if self.takes_embeddings:
             assert isinstance(x, Tensor)
             x = full_precision(x).where((y != PADDING).unsqueeze(1), 0.0)
@@ -238,6 +237,7 @@ class AdaptationMethod(Method):
             return self.solve_embedded(self.encode(episodes))
         if torch.is_inference_mode_enabled():
             return self._outside_inference_mode(self.forward, episodes)
+        check_support(episodes)
         if self.vectorize and not episodes.padded and episodes.present.shape[0] > 1:
             return self._solve_together(episodes)
         outputs = []
@@ -385,6 +385,9 @@ def without_padding(batch: Batch) -> Batch:
 
 
 def _normal(leaf: Tensor) -> Tensor:
+    """A tensor made under inference_mode, outside of it, as one that autograd may use."""
+    if torch.is_inference_mode_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return leaf
     return leaf.clone() if leaf.is_inference() else leaf
 
 

@@ -113,7 +113,7 @@ def list_(
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
-    """List the encoders, the methods by family, and the tasks, with the arguments of their specs; and the models that come along."""
+    """List the encoders, the methods by family, and the tasks, with what their specs take; and the models that come along."""
     from rich.table import Table
 
     from multifsl import registry
@@ -123,7 +123,9 @@ def list_(
         table.add_column(column)
     for one in registry.KINDS:
         chosen = [(_group(one, name), name) for name in registry.names(one) if kind in (None, one)]
-        for group, name in sorted(chosen, key=lambda row: (_FAMILIES.index(row[0]) if row[0] in _FAMILIES else 0, row[1])):
+        for group, name in sorted(
+            chosen, key=lambda row: (_FAMILIES.index(row[0]) if row[0] in _FAMILIES else 0, row[1])
+        ):
             table.add_row(group, name, registry.arguments(one, name), registry.summary(one, name))
     if table.row_count:
         console().print(table)
@@ -372,7 +374,6 @@ def _group(kind: str, name: str) -> str:
         return kind[:-1]
     family = registry.family(name)
     return f"method: {'model (memory)' if family == 'memory' else family}" if family else "method"
-
 
 
 def _count(number: int, what: str) -> str:

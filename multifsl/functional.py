@@ -7,9 +7,14 @@ nearest class a third of the time.
 Shape letters: S support items, Q queries, N ways, D embedding width.
 """
 
+import math
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from multifsl.errors import MultifslError
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -89,3 +94,67 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     """
     valid = y >= 0
     return ((logits.argmax(-1) == y) & valid).sum(-1) / valid.sum(-1).clamp(min=1)
+
+
+def euclidean_distances(a: Tensor, b: Tensor) -> Tensor:
+    """||a_i - b_j|| of a [Q, D] and b [N, D] -> [Q, N]; where it is 0, so is its gradient, not NaN.
+
+    >>> euclidean_distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[5., 0.]])
+    """
+    squared = squared_distances(a, b)
+    apart = squared > 0
+    return squared.where(apart, 1.0).sqrt().where(apart, 0.0)
+
+
+def contrastive_loss(
+    distances: Tensor, same: Tensor, *, margin: float = 1.0, form: Literal["squared", "plain"] = "squared"
+) -> Tensor:
+    """Loss of each pair, of any shape: small distances wanted within a class, distances of `margin` and more between classes.
+
+    "squared" (Hadsell, Chopra, LeCun 2006, without their factor of a half): d^2 where `same`, max(0, margin - d)^2 else.
+    "plain": d where `same`, max(0, margin - d) else. How pairs are weighed and averaged is the caller's choice.
+
+    >>> contrastive_loss(torch.tensor([0.5, 0.25, 2.0]), torch.tensor([True, False, False]))
+    tensor([0.2500, 0.5625, 0.0000])
+    >>> contrastive_loss(torch.tensor([0.5, 0.25, 2.0]), torch.tensor([True, False, False]), form="plain")
+    tensor([0.5000, 0.7500, 0.0000])
+    """
+    if form not in ("squared", "plain"):
+        raise MultifslError(f"no form {form!r} of the contrastive loss; known: 'squared', 'plain'")
+    if not 0 < margin < math.inf:
+        raise MultifslError(f"margin must be a number above 0, not {margin!r}")
+    distances = full_precision(distances)
+    cost = distances.where(same, (margin - distances).clamp(min=0))
+    return cost.square() if form == "squared" else cost
+
+
+def lstm_cell(
+    x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM: the next h and c [B, H] from x [B, I], h [B, R] and c [B, H].
+
+    nn.LSTMCell (which has no vmap rule) in plain operations, with its layout of weights: [4H, I], [4H, R] and [4H] twice, in the
+    order input gate, forget gate, cell, output gate. R is H in a plain LSTM; what is read from a memory may be joined to h.
+
+    >>> h, c = lstm_cell(torch.ones(1, 3), *torch.zeros(2, 1, 2), *[torch.ones(8, n) for n in (3, 2)], *torch.zeros(2, 8))
+    >>> h
+    tensor([[0.7038, 0.7038]])
+    """
+    with without_autocast(x):
+        gates = F.linear(full_precision(x), weight_ih, bias_ih) + F.linear(full_precision(h), weight_hh, bias_hh)
+        i, f, g, o = gates.chunk(4, dim=-1)  # each [B, H]
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+
+def without_class(y: Tensor, present: Tensor, label: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows stay [S] when a class goes, their labels, and the other classes' presence; those behind it move up by one.
+
+    >>> kept, y, present = without_class(torch.tensor([0, 1, 2, 1]), torch.ones(3, dtype=torch.bool), 1)
+    >>> kept.tolist(), y.tolist(), present.shape
+    ([True, False, True, False], [0, 1], torch.Size([2]))
+    """
+    kept = y != label
+    y = y[kept]
+    return kept, y - (y > label).to(y.dtype), torch.cat([present[:label], present[label + 1 :]])

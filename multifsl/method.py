@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs, concat, map_inputs, size
+from multifsl.errors import MultifslError
 from multifsl.functional import masked_cross_entropy
 
 State = Any  # a pytree of tensors
@@ -82,6 +83,7 @@ class Method(nn.Module):
 
     def solve_embedded(self, episodes: Episode) -> Output:
         """Solve a meta-batch whose `x` are embeddings [T, S, D] and [T, Q, D]."""
+        check_support(episodes)
         (sx, sy), (qx, qy), present, _ = episodes
         assert isinstance(sx, Tensor) and isinstance(qx, Tensor)
         if sy.shape[0] == 1:  # vmap costs more than it saves
@@ -162,6 +164,23 @@ def _encode_task(encoder: Encoder, x: Inputs, keep: Tensor | None) -> Tensor:
         return encoder(x)  # type: ignore[no-any-return]
     z = encoder(map_inputs(lambda leaf: leaf[keep], x))
     return z.new_zeros(size(x), z.shape[1]).index_put((keep.nonzero().squeeze(1),), z)  # type: ignore[no-any-return]
+
+
+def check_support(episodes: Episode) -> None:
+    """Raises MultifslError where a class that takes part has no support item.
+
+    Looked at where that is free, on the CPU; on an accelerator it would be a host sync.
+    """
+    y, present = episodes.support.y, episodes.present
+    if y.device.type != "cpu" or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    counts = torch.zeros(present.shape[0], present.shape[1] + 1, dtype=torch.int64)
+    counts.scatter_add_(1, y.clamp(min=-1) + 1, torch.ones_like(y))  # column 0: padding
+    if bool((present & (counts[:, 1:] == 0)).any()):
+        task, label = (present & (counts[:, 1:] == 0)).nonzero()[0].tolist()
+        raise MultifslError(
+            f"class {label} of task {task} takes part but has no support item: give it one, or set its `present` to False"
+        )
 
 
 def row(x: Inputs, t: int) -> Inputs:

@@ -199,7 +199,7 @@ def test_list(run: Run, kind: str) -> None:
     out = works(run("list", kind)).out
     for one in registry.KINDS:
         for name in registry.names(one):
-            assert (re.search(rf"^{one[:-1]} +{name} +\S", out, re.M) is not None) == (one == kind)
+            assert (re.search(rf"^{one[:-1]}(: [a-z ()]+)? +{name} ", out, re.M) is not None) == (one == kind)
     assert "no trained models" in works(run("list", "models")).out
 
 
