@@ -8,7 +8,7 @@ Shape letters: S support items, Q queries, N ways, D embedding width.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -158,3 +158,88 @@ def without_class(y: Tensor, present: Tensor, label: int) -> tuple[Tensor, Tenso
     kept = y != label
     y = y[kept]
     return kept, y - (y > label).to(y.dtype), torch.cat([present[:label], present[label + 1 :]])
+
+
+class Moments(NamedTuple):
+    """What Adam remembers of each weight: a running mean of its gradient, and of its gradient's square; and of how many steps."""
+
+    first: dict[str, Tensor]
+    second: dict[str, Tensor]
+    steps: int
+
+
+def adam_step(
+    weights: dict[str, Tensor],
+    gradients: dict[str, Tensor],
+    moments: Moments | None = None,
+    *,
+    lr: float | dict[str, float],
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> tuple[dict[str, Tensor], Moments]:
+    """The next weights, and moments, by one step of Adam (Kingma and Ba 2015), as a pure function; lr: one rate, or one each.
+
+    >>> weights, moments = adam_step({"a": torch.tensor([1.0])}, {"a": torch.tensor([-7.0])}, lr=0.1)
+    >>> weights
+    {'a': tensor([1.1000])}
+    """
+    if moments is None:
+        blank = {k: torch.zeros_like(w) for k, w in weights.items()}
+        moments = Moments(blank, blank, 0)
+    steps = moments.steps + 1
+    first = {k: beta1 * m + (1 - beta1) * gradients[k] for k, m in moments.first.items()}
+    second = {k: beta2 * v + (1 - beta2) * gradients[k].square() for k, v in moments.second.items()}
+    unbias, unbias2 = 1 - beta1**steps, 1 - beta2**steps
+    rates = lr if isinstance(lr, dict) else dict.fromkeys(weights, lr)
+    moved = {k: w - rates[k] * (first[k] / unbias) / ((second[k] / unbias2).sqrt() + eps) for k, w in weights.items()}
+    return moved, Moments(first, second, steps)
+
+
+def memberships(y: Tensor, n_classes: int) -> Tensor:
+    """Whether a row is of a class: bool [S, N] of labels y [S]; a row with y < 0 is of none.
+
+    >>> memberships(torch.tensor([1, -1]), 2)
+    tensor([[False,  True],
+            [False, False]])
+    """
+    return y.unsqueeze(1) == torch.arange(n_classes, device=y.device)
+
+
+class Examples(NamedTuple):
+    """A support set kept whole, as a state. x: [S, D]; y: int64 [S], below 0 for padding; present: bool [N].
+
+    >>> few = Examples(torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool))
+    >>> few.and_more(few).without(0).y
+    tensor([0, 0])
+    """
+
+    x: Tensor
+    y: Tensor
+    present: Tensor
+
+    def and_more(self, more: "Examples") -> "Examples":
+        """The items of both; the classes that take part are those of `more`."""
+        return Examples(torch.cat([self.x, more.x]), torch.cat([self.y, more.y]), more.present)
+
+    def without(self, label: int) -> "Examples":
+        """The items of the other classes; those behind it move up by one."""
+        kept, y, present = without_class(self.y, self.present, label)
+        return Examples(self.x[kept], y, present)
+
+
+def moved_to_support(queries: Tensor, real: Tensor, support: Examples) -> Tensor:
+    """Queries [Q, D] moved by one vector, so that the mean of those that are real [Q] is the mean of the support items.
+
+    Fewer queries than classes stay where they are: they cannot be of all classes, so that their mean is no one's fault.
+
+    >>> support = Examples(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), torch.tensor([True, True]))
+    >>> moved_to_support(torch.tensor([[5.0], [7.0], [9.0]]), torch.tensor([True, True, False]), support)
+    tensor([[1.],
+            [3.],
+            [5.]])
+    """
+    valid = support.y >= 0
+    mean_support = support.x.where(valid.unsqueeze(1), 0.0).sum(0) / valid.sum().clamp(min=1)
+    mean_query = queries.where(real.unsqueeze(1), 0.0).sum(0) / real.sum().clamp(min=1)
+    return queries + (mean_support - mean_query).where(real.sum() >= support.present.sum(), 0.0)

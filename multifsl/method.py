@@ -84,8 +84,10 @@ class Method(nn.Module):
     def solve_embedded(self, episodes: Episode) -> Output:
         """Solve a meta-batch whose `x` are embeddings [T, S, D] and [T, Q, D]."""
         check_support(episodes)
-        (sx, sy), (qx, qy), present, _ = episodes
+        (sx, sy), (qx, qy), present, padded = episodes
         assert isinstance(sx, Tensor) and isinstance(qx, Tensor)
+        if padded:  # padding may hold NaN, and 0 * NaN would find its way into the gradient of a method's weights
+            sx, qx = (x.where((y != PADDING).unsqueeze(-1), 0.0) for x, y in ((sx, sy), (qx, qy)))
         if sy.shape[0] == 1:  # vmap costs more than it saves
             loss, logits = self._solve_leaves(sx[0], sy[0], qx[0], qy[0], present[0])
             return Output(loss[None], logits[None])

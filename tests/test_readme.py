@@ -70,6 +70,8 @@ def test_images(tmp_path: Path) -> None:
     outputs = run_section("Images", tmp_path)
     assert "accuracy" in outputs[1]
     assert outputs[2].split("'")[1::2] == ["digit0"] * 3
+    _, adapted, other = run_section("Methods", tmp_path)  # goes on with the same photos and their run
+    assert "test_steps=10" in adapted and "logistic(" in other
 
 
 @pytest.mark.xdist_group("readme")

@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from multifsl import registry
+from multifsl.adaptation import AdaptationMethod
 from multifsl.base_training import BaseClassifier, base_batch
 from multifsl.episode import Batch, Episode, concat, map_inputs
 from multifsl.method import EmbeddingMethod, Method, encode
@@ -132,13 +133,15 @@ def test_padding_rows_are_inert(spec: str, modality: str, training: bool) -> Non
 @every
 def test_padding_may_hold_anything(spec: str) -> None:
     method = build(spec, "features").train()
-    (sx, sy), query, present, _ = toys.episodes(method.encoder, "features")
-    assert isinstance(sx, torch.Tensor)
-    rubbish = torch.full_like(sx[:, :1], float("nan"))
-    padded = method(
-        Episode(Batch(torch.cat([sx, rubbish], 1), torch.cat([sy, torch.full((2, 1), -1)], 1)), query, present)
-    )
-    assert_close(padded.loss, method(Episode(Batch(sx, sy), query, present)).loss)
+    (sx, sy), (qx, qy), present, _ = toys.episodes(method.encoder, "features")
+    assert isinstance(sx, torch.Tensor) and isinstance(qx, torch.Tensor)
+    rubbish, nothing = torch.full_like(sx[:, :1], float("nan")), torch.full((2, 1), -1)
+    support = Batch(torch.cat([sx, rubbish], 1), torch.cat([sy, nothing], 1))
+    query = Batch(torch.cat([qx, rubbish], 1), torch.cat([qy, nothing], 1))
+    padded, plain = method(Episode(support, query, present)), method(Episode(Batch(sx, sy), Batch(qx, qy), present))
+    assert_close(padded.loss, plain.loss)
+    for a, b in zip(grads(method, padded.loss.sum()), grads(method, plain.loss.sum()), strict=True):
+        assert_close(a, b)
 
 
 @every
@@ -167,8 +170,18 @@ def test_unknown_queries_do_not_count(spec: str) -> None:
         assert_close(out.loss, method(Episode(support, Batch(qx, qy), present)).loss)
 
 
-@every
-@everywhere
+def learners() -> list[Any]:
+    """All specs in all modalities; inner loops through a speech encoder take long, and are left to the slow tests."""
+    found = []
+    for spec in SPECS:
+        adapts = issubclass(registry.find("methods", registry.parse(spec)[0].name), AdaptationMethod)
+        for modality in toys.MODALITIES:
+            slow = adapts and modality == "speech"
+            found.append(pytest.param(spec, modality, marks=pytest.mark.slow if slow else ()))
+    return found
+
+
+@pytest.mark.parametrize(("spec", "modality"), learners())
 def test_learns_a_separable_toy(spec: str, modality: str) -> None:
     """0.95 from a chance of 0.2, on classes that a place, a pitch or a letter tells apart, within 60 steps of Adam.
 
