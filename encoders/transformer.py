@@ -168,8 +168,22 @@ class Transformer(Encoder):
     def forward(self, x: Inputs) -> Tensor:
         assert isinstance(x, dict)
         ids, mask = x["input_ids"].long(), x["attention_mask"].long()
-        states: Tensor = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, L, D]
+        seen = mask
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap cannot ask whether anything is masked
+            seen = additive_mask(mask, next(self.network.parameters()).dtype)
+        states: Tensor = self.network(input_ids=ids, attention_mask=seen).last_hidden_state  # [B, L, D]
         if self.pooling == "cls":
             return states[:, 0]
         weights = mask.unsqueeze(2).to(states.dtype)  # [B, L, 1]
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1)  # [B, D]; 1: a padding row has no token
+
+
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask [B, L] as what is added to attention scores, [B, 1, L, L]: 0 for tokens, the lowest number for padding.
+
+    >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
+    torch.Size([1, 1, 2, 2])
+    """
+    lowest = torch.finfo(dtype).min
+    added = torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, lowest)
+    return added[:, None, None, :].expand(-1, 1, mask.shape[1], -1)

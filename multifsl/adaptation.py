@@ -77,7 +77,7 @@ class AdaptationMethod(Method):
         self.trainable, self.vectorize = trainable, vectorize
         self.batch_norm: str = batch_norm
         self.max_way = None if head == "shared" else 5 if max_way is None else max_way
-        self.head = head
+        self.head: str = head
         self.linear = nn.Linear(encoder.dim, 1 if self.max_way is None else self.max_way)
         if head == "shared":
             nn.init.zeros_(self.linear.weight)
@@ -94,6 +94,10 @@ class AdaptationMethod(Method):
     def inner_loop(self, support: Batch, present: Tensor) -> Weights:
         """The adapted weights of one task, from `self.initial(N)`; no row of the support set is padding or NaN."""
         raise NotImplementedError
+
+    def serve(self, support: Batch, present: Tensor) -> Weights:
+        """`inner_loop` where nobody asks for the gradient of what it returns; to be overridden where that saves something."""
+        return self.inner_loop(support, present)
 
     def initial(self, n_ways: int) -> Weights:
         """The weights that adaptation starts from, by name: the head's, of n_ways rows, and the encoder's adapted ones."""
@@ -118,14 +122,18 @@ class AdaptationMethod(Method):
         layers: further parameters and buffers of the encoder. Without, batch-norm layers that use batch statistics note
         them nowhere.
         """
+        z = self.embeddings(weights, x, layers=layers)
+        with without_autocast(z):
+            return F.linear(z, weights["head.weight"], weights["head.bias"])
+
+    def embeddings(self, weights: Weights, x: Inputs, *, layers: Weights | None = None) -> Tensor:
+        """Embeddings [B, D] of items under some weights, in float32 or better."""
         if self.takes_embeddings:
             assert isinstance(x, Tensor)
-            z = x
-        else:
-            own = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
-            z = functional_call(self.encoder, own | (self.blank_statistics(x) if layers is None else layers), (x,))
-        with without_autocast(z):
-            return F.linear(full_precision(z), weights["head.weight"], weights["head.bias"])
+            return full_precision(x)
+        own = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
+        layers = self.blank_statistics(x) if layers is None else layers
+        return full_precision(functional_call(self.encoder, own | layers, (x,)))
 
     def loss(self, weights: Weights, support: Batch, present: Tensor, *, layers: Weights | None = None) -> Tensor:
         """Mean cross-entropy of a batch under some weights."""
@@ -150,9 +158,10 @@ class AdaptationMethod(Method):
         wants_gradient = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         with self.adapting(support.x):
             support, present = self.usable(support), _normal(present)
-            weights = self.inner_loop(support, present)
-            if not wants_gradient:
-                weights = {k: v.detach() for k, v in weights.items()}
+            if wants_gradient:
+                weights = self.inner_loop(support, present)
+            else:
+                weights = {k: v.detach() for k, v in self.serve(support, present).items()}
             return Adapted(weights, self._statistics(weights, support.x), present)
 
     def classify(self, state: Adapted, x: Inputs) -> Tensor:
@@ -283,7 +292,8 @@ class AdaptationMethod(Method):
             (loss, logits), noted = self._solve(Episode(Batch(sx, sy), Batch(qx, qy), present, False))
             return loss, logits, noted
 
-        loss, logits, noted = torch.vmap(one, randomness="different")(sx, sy, qx, qy, present)
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no batching rule
+            loss, logits, noted = torch.vmap(one, randomness="different")(sx, sy, qx, qy, present)
         for t in range(present.shape[0]):
             self._note({k: v[t] for k, v in noted.items()})
         return Output(loss, logits)
@@ -299,6 +309,40 @@ class AdaptationMethod(Method):
             keep = 0.0 if norm.momentum is None else 1 - norm.momentum
             norm.running_mean.mul_(keep).add_(noted[f"{name}.running_mean"])
             norm.running_var.mul_(keep).add_(noted[f"{name}.running_var"])
+
+
+class TransferAdaptation(AdaptationMethod):
+    """Base of the adaptation methods that meta-learn nothing: a trained encoder, and a head that comes from the support set.
+
+    The encoder works as in evaluation mode, whatever mode it is in: batch normalisation keeps the statistics that it was
+    trained with, and dropout is off, so that the same support set gives the same answer. Nor does training change the
+    method's own answers; what trains the encoder is `multifsl.base_training`.
+    """
+
+    learns_from = "classes"
+
+    def __init__(self, encoder: Encoder, *, trainable: str = "all", vectorize: bool = False) -> None:
+        super().__init__(encoder, trainable=trainable, head="shared", vectorize=vectorize)
+        self.linear.requires_grad_(False)  # stands unused: the head comes from the support set
+        self.norms = []  # none that would take a task's statistics
+
+    def encode(self, episodes: Episode) -> Episode:
+        with evaluating(self.encoder):
+            return super().encode(episodes)
+
+    def adapt(self, support: Batch, present: Tensor) -> Adapted:
+        with evaluating(self.encoder):
+            return super().adapt(support, present)
+
+    def classify(self, state: Adapted, x: Inputs) -> Tensor:
+        with evaluating(self.encoder):
+            return mask_absent(self.logits(state.weights, x), state.present)
+
+    def learn(self, episode: Episode) -> tuple[Output, Weights]:
+        state = self.adapt(episode.support, episode.present)
+        x, y = self.usable(episode.query)
+        logits = self.classify(state, x)
+        return Output(masked_cross_entropy(logits, y), logits), {}
 
 
 # ---- which weights ----
@@ -344,8 +388,9 @@ def last_block(encoder: Encoder) -> list[str]:
     lists: list[tuple[str, int]] = []
     for name, module in encoder.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer, _ in lists)
-        if name and not inside and isinstance(module, nn.ModuleList | nn.Sequential) and len(module):
-            lists.append((name, len(module) - 1))
+        if name and not inside and isinstance(module, nn.ModuleList | nn.Sequential):
+            filled = [i for i, entry in enumerate(module) if any(True for _ in entry.parameters())]
+            lists += [(name, filled[-1])] if filled else []  # an activation is no block
     names = [name for name, _ in encoder.named_parameters()]
     if not lists:
         last = names[-1].rpartition(".")[0] if names else ""
@@ -369,10 +414,10 @@ def check_counts(least: int = 1, **counts: Any) -> None:
             raise MultifslError(f"{name} must be a whole number from {least}, not {value!r}")
 
 
-def check_rate(lr: Any) -> None:
+def check_rate(lr: Any, name: str = "lr") -> None:
     """Raises MultifslError where a learning rate is no number above 0."""
     if not isinstance(lr, int | float) or isinstance(lr, bool) or not 0 < lr < math.inf:
-        raise MultifslError(f"lr must be a number above 0, not {lr!r}")
+        raise MultifslError(f"{name} must be a number above 0, not {lr!r}")
 
 
 # ---- rows ----
@@ -438,6 +483,18 @@ def known_gradient(value: Tensor, parameters: Sequence[Tensor], gradients: tuple
     """
     loss: Tensor = _KnownGradient.apply(value.detach(), gradients, *parameters)
     return loss
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """Within it, an encoder is in evaluation mode."""
+    before = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
 
 
 @contextmanager

@@ -231,7 +231,7 @@ class Examples(NamedTuple):
 def moved_to_support(queries: Tensor, real: Tensor, support: Examples) -> Tensor:
     """Queries [Q, D] moved by one vector, so that the mean of those that are real [Q] is the mean of the support items.
 
-    Fewer queries than classes stay where they are: they cannot be of all classes, so that their mean is no one's fault.
+    Fewer queries than classes stay where they are: they cannot be of all classes, so that their mean tells nothing of a bias.
 
     >>> support = Examples(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), torch.tensor([True, True]))
     >>> moved_to_support(torch.tensor([[5.0], [7.0], [9.0]]), torch.tensor([True, True, False]), support)
@@ -243,3 +243,75 @@ def moved_to_support(queries: Tensor, real: Tensor, support: Examples) -> Tensor
     mean_support = support.x.where(valid.unsqueeze(1), 0.0).sum(0) / valid.sum().clamp(min=1)
     mean_query = queries.where(real.unsqueeze(1), 0.0).sum(0) / real.sum().clamp(min=1)
     return queries + (mean_support - mean_query).where(real.sum() >= support.present.sum(), 0.0)
+
+
+def sgd_step(
+    weights: dict[str, Tensor],
+    gradients: dict[str, Tensor],
+    velocity: dict[str, Tensor] | None = None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The next weights, and velocity, by one step of gradient descent with momentum, as a pure function; as torch.optim.SGD.
+
+    >>> weights, velocity = sgd_step({"a": torch.tensor([1.0])}, {"a": torch.tensor([2.0])}, lr=0.1)
+    >>> weights
+    {'a': tensor([0.8000])}
+    """
+    moved = {k: g + weight_decay * weights[k] for k, g in gradients.items()}
+    if velocity is not None:  # the first step is not dampened
+        moved = {k: momentum * v + (1 - dampening) * moved[k] for k, v in velocity.items()}
+    return {k: w - lr * moved[k] for k, w in weights.items()}, moved
+
+
+def cross_entropy_gradient(logits: Tensor, y: Tensor) -> Tensor:
+    """Gradient [S, N] of `masked_cross_entropy` in its logits, written out: (softmax - right class) / rows; 0 where y < 0.
+
+    >>> cross_entropy_gradient(torch.zeros(2, 2), torch.tensor([1, -1]))
+    tensor([[ 0.5000, -0.5000],
+            [ 0.0000,  0.0000]])
+    """
+    valid = (y >= 0).unsqueeze(1)
+    logits = full_precision(logits)
+    wrong = logits.softmax(1) - memberships(y, logits.shape[1]).to(logits.dtype)
+    return wrong.where(valid, 0.0) / valid.sum().clamp(min=1)
+
+
+def highest_precision(x: Tensor) -> Tensor:
+    """float64, for solvers, where the device has it; else as it is.
+
+    >>> highest_precision(torch.ones(1)).dtype
+    torch.float64
+    """
+    return x if x.device.type == "mps" else x.double()
+
+
+def solve_positive(a: Tensor, b: Tensor) -> Tensor:
+    """The x [S, M] of a x = b, for a symmetric and positive definite a [S, S] and b [S, M].
+
+    >>> solve_positive(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.ones(2, 1))
+    tensor([[0.5000],
+            [0.2500]])
+    """
+    return torch.cholesky_solve(
+        b, torch.linalg.cholesky_ex(a)[0]
+    )  # _ex: torch.linalg.cholesky waits for an accelerator
+
+
+def class_inverses(kernel: Tensor, weight: Tensor) -> Tensor:
+    """(kernel + diag(1 / weight_k))^-1 for each row k of weight [N, S] -> [N, S, S]; kernel [S, S], without eigenvalues below 0.
+
+    Weights are 0 or more; a weight of 0, an infinite entry, leaves a row and a column of zeros. What is factorised has no
+    eigenvalue below 1, whatever the weights.
+
+    >>> class_inverses(torch.ones(2, 2), torch.tensor([[1.0, 0.0], [2.0, 2.0]])).diagonal(dim1=1, dim2=2)
+    tensor([[0.5000, 0.0000],
+            [1.2000, 1.2000]])
+    """
+    root = weight.sqrt()
+    outer = root.unsqueeze(2) * root.unsqueeze(1)  # [N, S, S]
+    eye = torch.eye(kernel.shape[0], dtype=kernel.dtype, device=kernel.device)
+    return outer * torch.cholesky_inverse(torch.linalg.cholesky_ex(outer * kernel + eye)[0])

@@ -1,0 +1,134 @@
+"""Baseline++: a new cosine head on a frozen encoder.
+
+Chen, Liu, Kira, Wang, Huang: A Closer Look at Few-shot Classification. ICLR 2019. https://arxiv.org/abs/1904.04232
+
+    base training: encoder and cosine head as a classifier of all train classes; the head is then thrown away  (section 3.3)
+    a new task: logit of k = scale * g_k * cos(f(x), w_k), with w and g trained on the support set and f frozen:
+        loss = mean cross-entropy, by gradient descent with momentum, dampening and weight decay as in `baseline`
+
+g_k, a learned length of each class, is not in the paper but in the authors' code, which calls it needed to get its figures
+(weight normalisation of w); `learned_norms=False` is the head as printed, g_k = 1.
+
+Gradients are written out. With x of length 1, u_k = w_k / ||w_k|| and E = (softmax - labels) / S [S, N]:
+that of g_k is scale * sum_i E_ik (u_k . x_i); that of u_k is r_k = scale * g_k * sum_i E_ik x_i; and that of w_k is
+(r_k - (r_k . u_k) u_k) / ||w_k||.
+
+Departures. Their code takes 100 epochs of random batches of 4 at a rate of 0.01, from random weights. Here a step sees the whole
+support set, and starts at the class means of the normalised embeddings with g = 1, so that the order of the support set and the
+classes' numbers do not matter and an answer can be repeated. 100 such steps at 0.01 hardly move: `lr` is 0.5. The encoder
+is frozen for autograd too: no gradient goes into the support set.
+
+Shape letters: S support items, Q queries, N ways, D embedding width.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multifsl.adaptation import check_counts, check_rate
+from multifsl.encoder import Encoder
+from multifsl.episode import Batch, Inputs
+from multifsl.errors import MultifslError
+from multifsl.functional import (
+    class_sums,
+    cross_entropy_gradient,
+    full_precision,
+    mask_absent,
+    sgd_step,
+    without_autocast,
+)
+from multifsl.method import EmbeddingMethod
+
+
+class BaselinePpState(NamedTuple):
+    """weight: [N, D], g_k u_k; present: bool [N]."""
+
+    weight: Tensor
+    present: Tensor
+
+
+class BaselinePp(EmbeddingMethod):
+    """A cosine head, trained on the support embeddings by gradient descent.
+
+    Args:
+        scale: what cosines are multiplied by, above 0; 2 in the authors' code for 200 classes or fewer.
+        learned_norms: whether each class has a learned length, as in the authors' code.
+        steps: how many, at least 1. lr: the learning rate, above 0.
+        momentum: from 0 to below 1. dampening: share of each gradient that the velocity does not take in, from 0 to 1.
+        weight_decay: 0 or more; of the lengths too.
+
+    >>> from multifsl.encoder import Features
+    >>> method = BaselinePp(Features(2))
+    >>> support = Batch(torch.tensor([[0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1]))
+    >>> state = method.adapt(support, present=torch.tensor([True, True]))
+    >>> method.classify(state, torch.tensor([[0.0, 1.0]])).argmax(1)
+    tensor([0])
+    """
+
+    family = "transfer"
+    learns_from = "classes"
+    base_head = "cosine"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        scale: float = 2.0,
+        learned_norms: bool = True,
+        steps: int = 100,
+        lr: float = 0.5,
+        momentum: float = 0.9,
+        dampening: float = 0.9,
+        weight_decay: float = 0.001,
+    ) -> None:
+        super().__init__(encoder)
+        check_counts(steps=steps)
+        check_rate(lr)
+        if not 0 < scale < math.inf:
+            raise MultifslError(f"scale must be a number above 0, not {scale!r}")
+        if not isinstance(learned_norms, bool):
+            raise MultifslError(f"learned_norms is True or False, not {learned_norms!r}")
+        if not 0 <= momentum < 1:
+            raise MultifslError(f"momentum must be a number from 0 to below 1, not {momentum!r}")
+        if not 0 <= dampening <= 1:
+            raise MultifslError(f"dampening must be a number from 0 to 1, not {dampening!r}")
+        if not 0 <= weight_decay < math.inf:
+            raise MultifslError(f"weight_decay must be a number of 0 or more, not {weight_decay!r}")
+        self.scale, self.learned_norms, self.steps, self.lr = scale, learned_norms, steps, lr
+        self.momentum, self.dampening, self.weight_decay = momentum, dampening, weight_decay
+
+    def adapt(self, support: Batch, present: Tensor) -> BaselinePpState:
+        assert isinstance(support.x, Tensor)
+        y = support.y
+        x = F.normalize(full_precision(support.x.detach()).where((y >= 0).unsqueeze(1), 0.0))  # padding may hold NaN
+        sums, counts = class_sums(x, y, present.shape[0])
+        head = {"w": sums / counts.clamp(min=1).unsqueeze(1), "g": torch.ones_like(counts)}
+        velocity = None
+        with without_autocast(x):
+            for _ in range(self.steps):
+                length = head["w"].norm(dim=1, keepdim=True).clamp(min=1e-12)  # [N, 1]
+                u = head["w"] / length
+                cosines = x @ u.T  # [S, N]
+                wrong = self.scale * cross_entropy_gradient(mask_absent(self.scale * head["g"] * cosines, present), y)
+                r = head["g"].unsqueeze(1) * (wrong.T @ x)  # [N, D]
+                gradients = {"w": (r - (r * u).sum(1, keepdim=True) * u) / length, "g": (wrong * cosines).sum(0)}
+                moved, velocity = sgd_step(
+                    head,
+                    gradients,
+                    velocity,
+                    lr=self.lr,
+                    momentum=self.momentum,
+                    dampening=self.dampening,
+                    weight_decay=self.weight_decay,
+                )
+                head = moved if self.learned_norms else {**moved, "g": head["g"]}
+        return BaselinePpState(head["g"].unsqueeze(1) * F.normalize(head["w"]), present)
+
+    def classify(self, state: BaselinePpState, x: Inputs) -> Tensor:
+        assert isinstance(x, Tensor)
+        with without_autocast(x):
+            cosines = F.linear(F.normalize(full_precision(x)), state.weight)  # [Q, N]
+            return mask_absent(self.scale * cosines, state.present)

@@ -1,0 +1,183 @@
+"""Logistic regression on embeddings.
+
+Tian, Wang, Krishnan, Tenenbaum, Isola: Rethinking Few-Shot Image Classification: a Good Embedding Is All You Need? ECCV 2020.
+https://arxiv.org/abs/2003.11539: on an encoder that stays as it is, a logistic regression of the support embeddings, brought to
+length 1. And, for an encoder that is trained by episodes, through the regression (LR-D2, section 3.3):
+Bertinetto, Henriques, Torr, Vedaldi: Meta-learning with Differentiable Closed-form Solvers. ICLR 2019.
+https://arxiv.org/abs/1805.08136
+
+    W, b = argmin of c * sum of -log softmax(W x_i + b)[y_i] over the support items + ||W||^2 / 2
+    logits of a query x = scale * (W x + b)
+
+W lies in the span of the support set, W = A^T X, and A [S, N] is found there by Newton's method: a step takes a Cholesky factor of
+an S x S matrix a class (Rasmussen, Williams: Gaussian Processes for Machine Learning, 2006, section 3.5), whatever D is. A last
+step, the one that gradients pass through, makes the gradient that of the minimum itself (implicit differentiation).
+
+Departures: none from Tian et al. in the answers, which do not depend on `scale`: they use scikit-learn's regression with c = 1, of
+which this is the minimum. LR-D2 differs: its regressions are binary, one class against the rest, its bias is penalised, it learns
+lambda = 1 / c, and its gradients unroll all steps.
+
+Shape letters: S support items, Q queries, N ways, D embedding width.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multifsl.encoder import Encoder
+from multifsl.episode import Batch, Inputs
+from multifsl.errors import MultifslError
+from multifsl.functional import (
+    Examples,
+    class_inverses,
+    full_precision,
+    highest_precision,
+    mask_absent,
+    memberships,
+    solve_positive,
+    without_autocast,
+)
+from multifsl.method import EmbeddingMethod
+
+STEP_LENGTHS = 6  # a step is halved up to five times, until it does not lead uphill
+
+
+class LogisticState(NamedTuple):
+    """weight: [D, N]; bias: [N]; support: the examples themselves, to learn again from."""
+
+    weight: Tensor
+    bias: Tensor
+    support: Examples
+
+
+class Logistic(EmbeddingMethod):
+    """Multinomial logistic regression with an L2 penalty, to its minimum.
+
+    Args:
+        c: what the errors count for against the penalty, a number above 0, as in scikit-learn.
+        normalise: whether embeddings are brought to length 1.
+        scale: what the regression's logits are multiplied by, a number above 0, or "learned", trained from 10. It changes no
+            answer, but how sure it is: the regression's own probabilities, those of 1, are near even with few examples of length 1.
+        iterations: Newton steps. 5 are enough for embeddings of length 1 and c = 1, and 15 for c times the squared length up to
+            about 1e5.
+
+    >>> from multifsl.encoder import Features
+    >>> method = Logistic(Features(2), scale=1.0)
+    >>> support = Batch(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1]))
+    >>> state = method.adapt(support, present=torch.tensor([True, True]))
+    >>> method.classify(state, torch.tensor([[1.0, 0.0]])).softmax(1)
+    tensor([[0.6626, 0.3374]])
+    """
+
+    family = "transfer"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        c: float = 1.0,
+        normalise: bool = True,
+        scale: float | Literal["learned"] = "learned",
+        iterations: int = 15,
+    ) -> None:
+        super().__init__(encoder)
+        if isinstance(c, bool) or not (isinstance(c, int | float) and 0 < c < math.inf):
+            raise MultifslError(f"c must be a number above 0, not {c!r}")
+        if not isinstance(normalise, bool):
+            raise MultifslError(f"normalise must be True or False, not {normalise!r}")
+        if scale != "learned" and not (isinstance(scale, int | float) and 0 < scale < math.inf):
+            raise MultifslError(f"scale must be a number above 0 or 'learned', not {scale!r}")
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+            raise MultifslError(f"iterations must be a whole number of at least 1, not {iterations!r}")
+        self.c, self.normalise, self.scale, self.iterations = c, normalise, scale, iterations
+        log_scale = torch.tensor(math.log(10.0 if scale == "learned" else scale))
+        if scale == "learned":
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale, persistent=False)
+
+    def adapt(self, support: Batch, present: Tensor) -> LogisticState:
+        assert isinstance(support.x, Tensor)
+        valid = support.y >= 0
+        raw = full_precision(support.x).where(valid.unsqueeze(1), 0.0)  # padding may hold NaN
+        x = self._embedding(raw)
+        with without_autocast(x):
+            a, bias = self._regression(highest_precision(x @ x.T), support.y, present)
+            return LogisticState(x.T @ a.T.to(x), bias.to(x), Examples(raw, support.y, present))
+
+    def classify(self, state: LogisticState, x: Inputs) -> Tensor:
+        assert isinstance(x, Tensor)
+        with without_autocast(x):
+            logits = self._embedding(full_precision(x)) @ state.weight + state.bias
+        return mask_absent(self.log_scale.exp() * logits, state.support.present)
+
+    def update(self, state: LogisticState, support: Batch, present: Tensor) -> LogisticState:
+        assert isinstance(support.x, Tensor)
+        both = state.support.and_more(Examples(full_precision(support.x), support.y, present))
+        return self.adapt(Batch(both.x, both.y), present)
+
+    def remove(self, state: LogisticState, label: int) -> LogisticState:
+        left = state.support.without(label)
+        return self.adapt(Batch(left.x, left.y), left.present)
+
+    def _embedding(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=-1) if self.normalise else x
+
+    def _regression(self, kernel: Tensor, y: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """A^T [N, S] and b [N] at the minimum, of the support items' inner products [S, S]."""
+        fixed = kernel.detach()
+        valid = y >= 0
+        target = memberships(y, present.shape[0]).T.to(fixed)  # [N, S]
+        lengths = 0.5 ** torch.arange(STEP_LENGTHS, device=y.device).to(fixed)
+
+        def log_p(f: Tensor) -> Tensor:
+            """[..., N, S]; 0 where an item or a class is not there."""
+            f = f.where(present.unsqueeze(1), -math.inf)
+            return f.log_softmax(-2).where(present.unsqueeze(1) & valid, 0.0)
+
+        def cost(a: Tensor, f: Tensor) -> Tensor:
+            return 0.5 * (a * (a @ fixed)).sum((-2, -1)) - self.c * (target * log_p(f)).sum((-2, -1))
+
+        def gap(k: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            """p [N, S], and what the minimum has at 0: c (target - p) - a."""
+            p = log_p(a @ k + b.unsqueeze(1)).exp().where(present.unsqueeze(1) & valid, 0.0)
+            return p, self.c * (target - p) - a
+
+        a, b = torch.zeros_like(target), torch.zeros_like(target[:, 0])
+        with torch.no_grad():
+            for _ in range(self.iterations):
+                p, error = gap(fixed, a, b)
+                da, db = _newton_step(fixed, self.c * p, error, valid, present)
+                f, df = a @ fixed + b.unsqueeze(1), da @ fixed + db.unsqueeze(1)
+                t = lengths.view(-1, 1, 1)
+                downhill = cost(a + t * da, f + t * df) <= cost(a, f) * (1 + 1e-12)
+                length = lengths.where(downhill, 0.0).amax()
+                a, b = a + length * da, b + length * db
+        p, error = gap(kernel, a, b)
+        da, db = _newton_step(fixed, self.c * p.detach(), error, valid, present)
+        return a + da, b + db
+
+
+def _newton_step(
+    kernel: Tensor, weight: Tensor, error: Tensor, valid: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The da [N, S] and db [N] that bring `error` [N, S] to 0, to first order; linear in `error`.
+
+    With da = error - weight * (kernel da + db + nu), of which nu [S] keeps the sums of da over the classes, and db those over the
+    items, as they were: at 0. Solved for da by class, then for nu, then for db.
+    """
+    inverse = class_inverses(kernel, weight)  # [N, S, S]
+    shift = (inverse @ (error @ kernel).unsqueeze(2)).squeeze(2)  # [N, S]
+    sums = inverse.sum(2)  # [N, S]
+    over_classes = inverse.sum(0) + torch.diag_embed((~valid).to(kernel))
+    solved = solve_positive(over_classes, torch.cat([sums, shift.sum(0, keepdim=True)]).T)  # [S, N + 1]
+    # A bias common to all classes changes nothing, and one of an absent class does not count: both are held at 0.
+    here = present.to(kernel)
+    held = sums.sum() / here.sum().clamp(min=1).square() * here * here.unsqueeze(1) + torch.diag_embed(1 - here)
+    left = torch.diag_embed(sums.sum(1)) - sums @ solved[:, :-1] + held
+    right = (error - shift).sum(1) + sums @ solved[:, -1]
+    db = solve_positive(left, right.unsqueeze(1)).squeeze(1)
+    nu = -solved[:, -1] - solved[:, :-1] @ db
+    return error - shift - (inverse @ (db.unsqueeze(1) + nu).unsqueeze(2)).squeeze(2), db

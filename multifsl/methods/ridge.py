@@ -1,0 +1,107 @@
+"""Ridge regression on embeddings (R2-D2).
+
+Bertinetto, Henriques, Torr, Vedaldi: Meta-learning with Differentiable Closed-form Solvers. ICLR 2019.
+https://arxiv.org/abs/1805.08136, section 3.2
+
+    W = argmin of ||X W - Y||^2 + lambda ||W||^2, with X the support embeddings and Y their labels as 0 and 1
+      = (X^T X + lambda I)^-1 X^T Y = X^T (X X^T + lambda I)^-1 Y
+    logits of the queries X' = alpha X' W + beta
+    loss = cross-entropy over the queries, whose gradient goes through W to the encoder; lambda and alpha are learned with it
+
+The two forms of W are equal (Woodbury): the first inverts a D x D matrix, the second an S x S one. The smaller is taken.
+
+Departures: beta, one number for all logits, is left out, since softmax does not see it. lambda and alpha are learned as logarithms,
+and so stay above 0. The authors' code appends a 1 to each embedding, and divides X and Y by sqrt(S), which makes its lambda one of
+S times as much; lambda starts at 1 there, alpha at 1e-4 or 10, by data set. Lee et al. 2019 (MetaOptNet) take 50 and 1 for R2-D2.
+
+Shape letters: S support items, Q queries, N ways, D embedding width.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multifsl.encoder import Encoder
+from multifsl.episode import Batch, Inputs
+from multifsl.errors import MultifslError
+from multifsl.functional import (
+    Examples,
+    full_precision,
+    mask_absent,
+    memberships,
+    solve_positive,
+    without_autocast,
+)
+from multifsl.method import EmbeddingMethod
+
+
+class RidgeState(NamedTuple):
+    """weight: [D, N]; support: the examples themselves, to learn again from."""
+
+    weight: Tensor
+    support: Examples
+
+
+class Ridge(EmbeddingMethod):
+    """Ridge regression to one-hot labels, in closed form.
+
+    Args:
+        ridge: lambda, or where it starts, a number above 0. It is in the units of squared embeddings: embeddings twice as long
+            want four times as much.
+        scale: alpha, or where it starts, a number above 0.
+        learned: whether lambda and alpha are trained with the encoder.
+
+    >>> from multifsl.encoder import Features
+    >>> method = Ridge(Features(2), scale=1.0)
+    >>> support = Batch(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1]))
+    >>> state = method.adapt(support, present=torch.tensor([True, True]))
+    >>> method.classify(state, torch.tensor([[1.0, 1.0]])).detach()
+    tensor([[0.5000, 0.3000]])
+    """
+
+    family = "metric"
+
+    def __init__(self, encoder: Encoder, *, ridge: float = 1.0, scale: float = 10.0, learned: bool = True) -> None:
+        super().__init__(encoder)
+        for name, value in (("ridge", ridge), ("scale", scale)):
+            if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise MultifslError(f"{name} must be a number above 0, not {value!r}")
+        if not isinstance(learned, bool):
+            raise MultifslError(f"learned must be True or False, not {learned!r}")
+        self.ridge, self.scale, self.learned = ridge, scale, learned
+        log_ridge, log_scale = torch.tensor(math.log(ridge)), torch.tensor(math.log(scale))
+        if learned:
+            self.log_ridge, self.log_scale = nn.Parameter(log_ridge), nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_ridge", log_ridge, persistent=False)
+            self.register_buffer("log_scale", log_scale, persistent=False)
+
+    def adapt(self, support: Batch, present: Tensor) -> RidgeState:
+        assert isinstance(support.x, Tensor)
+        valid = support.y >= 0
+        x = full_precision(support.x).where(valid.unsqueeze(1), 0.0)  # rows of zeros, in Y too, change no sum
+        target = memberships(support.y, present.shape[0]).to(x.dtype)  # [S, N]
+        ridge, (n, dim) = self.log_ridge.exp(), x.shape
+        eye = torch.eye(min(n, dim), dtype=x.dtype, device=x.device)
+        with without_autocast(x):
+            if n <= dim:
+                weight = x.T @ solve_positive(x @ x.T + ridge * eye, target)
+            else:
+                weight = solve_positive(x.T @ x + ridge * eye, x.T @ target)
+        return RidgeState(weight, Examples(x, support.y, present))
+
+    def classify(self, state: RidgeState, x: Inputs) -> Tensor:
+        assert isinstance(x, Tensor)
+        with without_autocast(x):
+            return mask_absent(self.log_scale.exp() * (full_precision(x) @ state.weight), state.support.present)
+
+    def update(self, state: RidgeState, support: Batch, present: Tensor) -> RidgeState:
+        assert isinstance(support.x, Tensor)
+        both = state.support.and_more(Examples(full_precision(support.x), support.y, present))
+        return self.adapt(Batch(both.x, both.y), present)
+
+    def remove(self, state: RidgeState, label: int) -> RidgeState:
+        left = state.support.without(label)
+        return self.adapt(Batch(left.x, left.y), left.present)
