@@ -352,5 +352,7 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
             with torch.no_grad():
                 unbiased = var * count / (count - 1).clamp(min=1)
                 for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
-                    running.mul_(1 - momentum).add_(now.flatten().to(running.dtype), alpha=momentum)  # lerp_ lacks a vmap rule
+                    running.mul_(1 - momentum).add_(
+                        now.flatten().to(running.dtype), alpha=momentum
+                    )  # lerp_ lacks a vmap rule
         return centred * ((var + self.eps).rsqrt() * gain) + bias * mask

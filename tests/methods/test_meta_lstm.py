@@ -145,7 +145,10 @@ def test_constant_gates_make_it_gradient_descent() -> None:
     maml = build("methods", "maml(steps=4, lr=0.2)", encoder=copy.deepcopy(method.encoder), way=3).double().eval()
     maml.linear.load_state_dict(method.linear.state_dict())
     with torch.no_grad():
-        for layer, bias in ((method.input_gate, math.log(0.25)), (method.forget_gate, 100.0)):  # sigmoid of log 1/4: 1/5
+        for layer, bias in (
+            (method.input_gate, math.log(0.25)),
+            (method.forget_gate, 100.0),
+        ):  # sigmoid of log 1/4: 1/5
             layer.weight.zero_()
             layer.bias.fill_(bias)
     assert_close(method(episodes()).logits, maml(episodes()).logits, rtol=1e-12, atol=1e-12)
