@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import Batch, Episode, Inputs
 from multifsl.errors import MultifslError
-from multifsl.methods.meta_lstm import MetaLstm, preprocess
+from multifsl.methods.meta_lstm import MetaLstm, lstm, preprocess
 from multifsl.registry import build
 from tests.contracts import test_methods as contracts
 from tests.contracts import toys
@@ -198,6 +198,15 @@ def test_preprocessing(v: float) -> None:
     """Either side of e^-10 = 4.54e-5, where the two branches meet."""
     expected = torch.tensor(reference.preprocess(v), dtype=torch.float64)
     assert_close(preprocess(torch.tensor([v], dtype=torch.float64)).flatten(), expected)
+
+
+def test_the_lstm_is_torchs() -> None:
+    """Against nn.LSTMCell, whose axes are the other way round."""
+    torch.manual_seed(0)
+    cell = nn.LSTMCell(4, 5).double()
+    x, h, c = torch.randn(7, 4).double(), torch.randn(7, 5).double(), torch.randn(7, 5).double()
+    for mine, torchs in zip(lstm(cell, x.T, h.T, c.T), cell(x, (h, c)), strict=True):
+        assert_close(mine.T, torchs, rtol=1e-12, atol=1e-12)
 
 
 def test_preprocessing_has_finite_gradients() -> None:

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-VARIANTS = ["meta_lstm(steps=2)", "meta_lstm(steps=2, lr=0.1, second_order=True, head='shared', trainable='last')"]
+VARIANTS = ["meta_lstm(steps=2)", "meta_lstm(steps=2, lr=0.1, second_order=True, trainable='last')"]
 STEPS = 150
 
 Arrays = dict[str, np.ndarray]
