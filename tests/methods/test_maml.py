@@ -511,7 +511,7 @@ def test_without_the_cure_torch_gets_second_derivatives_of_gains_wrong(
     """
     batch = episodes(3)
     analytic, differences = directional(method("steps=2, lr=0.5, vectorize=True", networks()[kind]()), batch)
-    assert analytic == pytest.approx(differences, rel=1e-6)
+    assert analytic == pytest.approx(differences, rel=1e-5)
     monkeypatch.setattr(multifsl.adaptation, "apply_gains_outside", lambda module: None)
     analytic, differences = directional(method("steps=2, lr=0.5, vectorize=True", networks()[kind]()), batch)
     assert analytic != pytest.approx(differences, rel=1e-4)

@@ -165,6 +165,17 @@ def test_it_begins_as_gradient_descent_with_decay() -> None:
     assert_close(adapted, 0.99 * start["head.weight"] - 0.2 * slope, rtol=0.03, atol=1e-3)
 
 
+@pytest.mark.parametrize("modality", ["features", "image with batch statistics"])
+def test_a_shared_head_keeps_the_contracts(modality: str) -> None:
+    """Those of tests/contracts/: any order of the items, any numbers for the classes, any of them absent."""
+    spec = "meta_lstm(steps=2, lr=0.1, head='shared', second_order=True)"
+    contracts.test_shapes_and_gradients(spec, modality)
+    contracts.test_many_tasks_equal_one_at_a_time(spec, modality)
+    contracts.test_padding_rows_are_inert(spec, modality, True)
+    contracts.test_order_of_the_support_set_and_names_of_the_classes(spec, modality)
+    contracts.test_absent_classes_get_no_probability(spec)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("modality", ["features", "image with batch statistics"])
 def test_nothing_leaks_from_task_to_task(modality: str, training: bool) -> None:

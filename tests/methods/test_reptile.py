@@ -202,6 +202,17 @@ def test_a_shared_head_moves_to_the_mean_of_its_classes() -> None:
             np.testing.assert_allclose(g.numpy(), expected, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("modality", ["features", "image with batch statistics"])
+def test_a_shared_head_keeps_the_contracts(modality: str) -> None:
+    """Those of tests/contracts/: any order of the items, any numbers for the classes, any of them absent."""
+    spec = "reptile(steps=2, test_steps=5, lr=0.01, head='shared', batch_size=4, carry=False)"
+    contracts.test_shapes_and_gradients(spec, modality)
+    contracts.test_many_tasks_equal_one_at_a_time(spec, modality)
+    contracts.test_padding_rows_are_inert(spec, modality, True)
+    contracts.test_order_of_the_support_set_and_names_of_the_classes(spec, modality)
+    contracts.test_absent_classes_get_no_probability(spec)
+
+
 def test_what_is_not_adapted_is_frozen() -> None:
     encoder = Tanh()
     Reptile(encoder, trainable="bias")

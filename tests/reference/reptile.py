@@ -12,7 +12,7 @@ import numpy as np
 # contracts that do not call one method twice.
 VARIANTS = [
     "reptile(steps=2, test_steps=5, lr=0.01, carry=False)",
-    "reptile(steps=2, test_steps=5, lr=0.1, optimizer='sgd', batch_size=None, head='shared', batch_norm='query')",
+    "reptile(steps=2, test_steps=20, lr=0.1, optimizer='sgd', batch_size=None, batch_norm='query')",
     "reptile(steps=2, test_steps=5, lr=0.01, batch_size=4, carry=False, trainable='last', vectorize=True)",
 ]
 STEPS = 100
