@@ -139,6 +139,14 @@ def test_second_order_is_another_gradient_of_the_same_loss(features: bool) -> No
     assert float((slopes[0] - slopes[1]).abs().max()) > 1e-4
 
 
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("modality", ["image", "image with batch statistics", "text"])
+def test_tasks_together_by_vmap_equal_the_loop(modality: str, second_order: bool) -> None:
+    """Loss and meta-gradient, gains of normalisation included; one task alone is never vectorised."""
+    spec = f"meta_lstm(steps=2, lr=0.1, vectorize=True, second_order={second_order})"
+    contracts.test_many_tasks_equal_one_at_a_time(spec, modality)
+
+
 def test_constant_gates_make_it_gradient_descent() -> None:
     """With f = 1 and i = lr, whatever comes in, it is MAML's inner loop (section 3.2)."""
     method = build("methods", "meta_lstm(steps=4)", encoder=Tanh(), way=3).double().eval()
