@@ -89,8 +89,8 @@ def test_a_method_trains_is_evaluated_and_serves(
     np.testing.assert_allclose(again.predict_proba(X[1::2]), known, rtol=1e-4, atol=1e-6)
     model.forget("c6").partial_fit([X[i] for i in range(len(X)) if y[i] == "c6"][::2], ["c6"] * 3)
     # An enrolment equals a fit on everything. Not to be seen of meta_lstm in float32: its preprocessing multiplies small
-    # gradients by e^10 at every step, so that the rounding of another order of the items grows (here 3e-8 of a weight after one step, 0.2 of a
-    # probability after five; 4e-12 in float64, where the contracts see that order does not matter).
+    # gradients by e^10 at every step, so that the rounding of another order of the items grows (here 3e-8 of a weight
+    # after one step, 0.2 of a probability after five; 4e-12 in float64, where the contracts see that order does not matter).
     if not run.method.sequential and name != "meta_lstm":
         np.testing.assert_allclose(model.predict_proba(X[1::2]), known, rtol=1e-3, atol=1e-4)
 
