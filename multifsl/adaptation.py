@@ -14,7 +14,6 @@ by their own. At evaluation `batch_norm` decides: "support", by the statistics o
 Shape letters: T tasks, S support items, Q queries, N ways, D embedding width, `*` the shape of one item.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,6 +31,7 @@ from multifsl.errors import MultifslError
 from multifsl.functional import full_precision, mask_absent, masked_cross_entropy, without_autocast
 from multifsl.method import Method, Output, check_support, row
 from multifsl.norms import apply_gains_outside, batch_norms
+from multifsl.options import check_choice
 
 Weights = dict[str, Tensor]
 
@@ -249,9 +249,13 @@ class AdaptationMethod(Method):
         check_support(episodes)
         if self.vectorize and not episodes.padded and episodes.present.shape[0] > 1:
             return self._solve_together(episodes)
+        return self._in_turn(lambda t: self._solve_one(episodes, t), episodes.present.shape[0])
+
+    def _in_turn(self, solve: Callable[[int], tuple[Output, Weights]], tasks: int) -> Output:
+        """Task after task, each noting what it leaves behind before the next begins."""
         outputs = []
-        for t in range(episodes.present.shape[0]):
-            output, noted = self._solve_one(episodes, t)
+        for t in range(tasks):
+            output, noted = solve(t)
             self._note(noted)
             outputs.append(output)
         return Output(torch.stack([o.loss for o in outputs]), torch.stack([o.logits for o in outputs]))
@@ -399,25 +403,6 @@ def last_block(encoder: Encoder) -> list[str]:
     behind = names[max(in_lists) + 1 :] if in_lists else []
     ends = tuple(f"{outer}.{index}." for outer, index in lists)
     return [name for name in names if name.startswith(ends) or name in behind]
-
-
-def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    """Raises MultifslError where an option is none of the known ones."""
-    if value not in known:
-        raise MultifslError(f"no {name} {value!r}; known: {', '.join(map(repr, known))}")
-
-
-def check_counts(least: int = 1, **counts: Any) -> None:
-    """Raises MultifslError where one of some options is no whole number from `least`."""
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise MultifslError(f"{name} must be a whole number from {least}, not {value!r}")
-
-
-def check_rate(lr: Any, name: str = "lr") -> None:
-    """Raises MultifslError where a learning rate is no number above 0."""
-    if not isinstance(lr, int | float) or isinstance(lr, bool) or not 0 < lr < math.inf:
-        raise MultifslError(f"{name} must be a number above 0, not {lr!r}")
 
 
 # ---- rows ----

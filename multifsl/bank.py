@@ -15,7 +15,19 @@ import torch
 from multifsl.archive import Member
 from multifsl.base_training import base_batch
 from multifsl.encoder import Encoder
-from multifsl.episode import Batch, Episode, EpisodeSampler, Indices, Inputs, concat, lengths, map_inputs, size, trim
+from multifsl.episode import (
+    Batch,
+    Episode,
+    EpisodeSampler,
+    Indices,
+    Inputs,
+    concat,
+    first_leaf,
+    lengths,
+    map_inputs,
+    size,
+    trim,
+)
 from multifsl.errors import BadItem, MultifslError
 from multifsl.task import Items
 
@@ -63,7 +75,7 @@ class Bank:
 
     @property
     def _device(self) -> torch.device:
-        return self.x.device if isinstance(self.x, torch.Tensor) else next(iter(self.x.values())).device
+        return first_leaf(self.x).device
 
     def stream(self, sampler: EpisodeSampler, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
         for step in steps:
@@ -132,7 +144,7 @@ def to_episode(tasks: Sequence[Indices], x: Inputs, n_classes: int = 0) -> Episo
     """
     t, s = len(tasks), len(tasks[0].support)
     x = map_inputs(lambda leaf: leaf.unflatten(0, (t, -1)), x)  # [T, S + Q, *]
-    device = x.device if isinstance(x, torch.Tensor) else next(iter(x.values())).device
+    device = first_leaf(x).device
     if n_classes:
         y = np.stack([task.classes[np.concatenate([task.support_y, task.query_y])] for task in tasks])
         return base_batch(x, torch.from_numpy(y).to(device, non_blocking=True), n_classes)

@@ -99,10 +99,7 @@ def evaluate(
     check_split(split)
     if episodes < 2:
         raise MultifslError(f"an interval needs at least 2 episodes, not {episodes}")
-    if (way if isinstance(way, int) else way[0]) < 2:
-        raise MultifslError(
-            f"with fewer than 2 classes there is nothing to tell apart: way must be at least 2, not {way}"
-        )
+    check_way(way)
     where = pick_device(device)
     if run is not None:
         if encoder is not None:
@@ -225,6 +222,14 @@ def check_finite(z: Tensor, items: Sequence[Any]) -> None:
         position = int((~finite).nonzero()[0])
         name = items.iloc[position] if hasattr(items, "iloc") else items[position]
         raise BadItem(f"the embedding of item {position} ({str(name)[:80]}) is not finite")
+
+
+def check_way(way: Range) -> None:
+    """Raises MultifslError where an episode may have a single class."""
+    if (way if isinstance(way, int) else way[0]) < 2:
+        raise MultifslError(
+            f"with fewer than 2 classes there is nothing to tell apart: way must be at least 2, not {way}"
+        )
 
 
 def highest(value: Range) -> int:

@@ -228,6 +228,40 @@ class Examples(NamedTuple):
         return Examples(self.x[kept], y, present)
 
 
+class ClassSums(NamedTuple):
+    """A support set as sums by class, a state that does not grow with it. sums: [N, D]; counts: [N]; present: bool [N].
+
+    >>> few = ClassSums.of(torch.tensor([[2.0], [4.0]]), torch.tensor([0, 0]), torch.tensor([True]))
+    >>> few.and_more(few).counts, few.means()
+    (tensor([4.]), tensor([[3.]]))
+    """
+
+    sums: Tensor
+    counts: Tensor
+    present: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, present: Tensor) -> "ClassSums":
+        """Of rows x [S, D] with labels y [S]; those with y < 0 are left out."""
+        return cls(*class_sums(x, y, present.shape[0]), present)
+
+    def means(self) -> Tensor:
+        """Class means [N, D]; 0 for a class without items."""
+        return self.sums / self.counts.clamp(min=1).unsqueeze(1)
+
+    def and_more(self, more: "ClassSums") -> "ClassSums":
+        """The items of both; the classes that take part are those of `more`, which may have new ones at its end."""
+        known = self.counts.shape[0]
+        sums, counts = more.sums.clone(), more.counts.clone()
+        sums[:known] += self.sums
+        counts[:known] += self.counts
+        return ClassSums(sums, counts, more.present)
+
+    def without(self, label: int) -> "ClassSums":
+        """The other classes; those behind it move up by one."""
+        return ClassSums(*(torch.cat([leaf[:label], leaf[label + 1 :]]) for leaf in self))
+
+
 def moved_to_support(queries: Tensor, real: Tensor, support: Examples) -> Tensor:
     """Queries [Q, D] moved by one vector, so that the mean of those that are real [Q] is the mean of the support items.
 

@@ -68,13 +68,13 @@ class StepNorms(nn.Module):
         for name, norm in norms:
             for kind in _RUNNING:
                 if (buffer := getattr(norm, kind)) is not None:
-                    self.register_buffer(_flat(f"{name}.{kind}"), buffer.expand(steps + 1, *buffer.shape).clone())
+                    self.register_buffer(flat(f"{name}.{kind}"), buffer.expand(steps + 1, *buffer.shape).clone())
 
     def forward(self, step: int) -> Weights:
         """Parameters and buffers of the layers at a step; a pass in training moves the running statistics of that step."""
         step = min(step, len(self.values[0]) - 1)
         affine = {name: value[step] for name, value in zip(self.names, self.values, strict=True)}
-        return affine | {name: self.get_buffer(_flat(name))[step] for name in self.running}
+        return affine | {name: self.get_buffer(flat(name))[step] for name in self.running}
 
 
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
@@ -84,8 +84,13 @@ def _affine(norm: Any) -> tuple[str, ...]:
     return () if norm.weight is None else ("weight", "bias")
 
 
-def _flat(name: str) -> str:
-    return name.replace(".", "__")  # a buffer's name may hold no dot
+def flat(name: str) -> str:
+    """A weight's name as one for a buffer, which may hold no dot.
+
+    >>> flat("head.bias")
+    'head__bias'
+    """
+    return name.replace(".", "__")
 
 
 class Clock(nn.Module):

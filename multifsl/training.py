@@ -24,7 +24,15 @@ from multifsl.checkpoint import Run, save_run
 from multifsl.encoder import Encoder
 from multifsl.episode import Range
 from multifsl.errors import MultifslError
-from multifsl.evaluation import check_modality, episode_accuracies, half_width, highest, learn_base, pick_device
+from multifsl.evaluation import (
+    check_modality,
+    check_way,
+    episode_accuracies,
+    half_width,
+    highest,
+    learn_base,
+    pick_device,
+)
 from multifsl.functional import accuracy
 from multifsl.method import Method
 from multifsl.registry import build, resolved
@@ -98,10 +106,7 @@ def train(
         raise MultifslError("steps and minutes must be numbers above 0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MultifslError("this version trains in one process; start it without torchrun or accelerate launch")
-    if (way if isinstance(way, int) else way[0]) < 2:
-        raise MultifslError(
-            f"with fewer than 2 classes there is nothing to tell apart: way must be at least 2, not {way}"
-        )
+    check_way(way)
     if episodes_per_step < 1:
         raise MultifslError(f"episodes_per_step must be at least 1, not {episodes_per_step}")
     if not 0 < lr < math.inf:
@@ -185,9 +190,8 @@ def train(
         start = time.monotonic()
         held_out, val_shape = validation
         judge = learner
-        if (
-            by_class and not learner.takes_embeddings
-        ):  # fine-tuning anew for every episode would take longer than the training
+        # Fine-tuning anew for every episode would take longer than the training.
+        if by_class and not learner.takes_embeddings:
             judge = build("methods", "prototypical(distance='cosine')", encoder=network).to(where)
         if judge.wants_base:
             learn_base(judge, _seen(source))

@@ -18,18 +18,16 @@ repeated. 100 full steps at 0.01 do not get far: `lr` is 0.05, so that rate x st
 Shape letters: S support items, Q queries, N ways, D embedding width.
 """
 
-import math
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from multifsl.adaptation import check_counts, check_rate
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
-from multifsl.errors import MultifslError
 from multifsl.functional import cross_entropy_gradient, full_precision, mask_absent, sgd_step, without_autocast
 from multifsl.method import EmbeddingMethod
+from multifsl.options import check_counts, check_descent, check_rate
 
 
 class BaselineState(NamedTuple):
@@ -73,12 +71,7 @@ class Baseline(EmbeddingMethod):
         super().__init__(encoder)
         check_counts(steps=steps)
         check_rate(lr)
-        if not 0 <= momentum < 1:
-            raise MultifslError(f"momentum must be a number from 0 to below 1, not {momentum!r}")
-        if not 0 <= dampening <= 1:
-            raise MultifslError(f"dampening must be a number from 0 to 1, not {dampening!r}")
-        if not 0 <= weight_decay < math.inf:
-            raise MultifslError(f"weight_decay must be a number of 0 or more, not {weight_decay!r}")
+        check_descent(momentum=momentum, dampening=dampening, weight_decay=weight_decay)
         self.steps, self.lr = steps, lr
         self.momentum, self.dampening, self.weight_decay = momentum, dampening, weight_decay
 

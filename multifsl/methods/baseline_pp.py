@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multifsl.adaptation import check_counts, check_rate
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
 from multifsl.errors import MultifslError
@@ -41,6 +40,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import EmbeddingMethod
+from multifsl.options import check_counts, check_descent, check_rate
 
 
 class BaselinePpState(NamedTuple):
@@ -91,12 +91,7 @@ class BaselinePp(EmbeddingMethod):
             raise MultifslError(f"scale must be a number above 0, not {scale!r}")
         if not isinstance(learned_norms, bool):
             raise MultifslError(f"learned_norms is True or False, not {learned_norms!r}")
-        if not 0 <= momentum < 1:
-            raise MultifslError(f"momentum must be a number from 0 to below 1, not {momentum!r}")
-        if not 0 <= dampening <= 1:
-            raise MultifslError(f"dampening must be a number from 0 to 1, not {dampening!r}")
-        if not 0 <= weight_decay < math.inf:
-            raise MultifslError(f"weight_decay must be a number of 0 or more, not {weight_decay!r}")
+        check_descent(momentum=momentum, dampening=dampening, weight_decay=weight_decay)
         self.scale, self.learned_norms, self.steps, self.lr = scale, learned_norms, steps, lr
         self.momentum, self.dampening, self.weight_decay = momentum, dampening, weight_decay
 

@@ -20,30 +20,22 @@ Shape letters: S support items, Q queries, L = S + 1 places of a sequence, N way
 W `width`, H heads.
 """
 
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multifsl.adaptation import check_counts
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs
 from multifsl.errors import MultifslError
-from multifsl.functional import full_precision, mask_absent, without_autocast, without_class
+from multifsl.functional import Examples, full_precision, mask_absent, without_autocast
 from multifsl.method import EmbeddingMethod, Output
+from multifsl.options import check_counts
 
 MLP_RATIO = 4  # hidden units of a perceptron for each of its inputs, as in the paper
 EPS = 1e-6
-
-
-class CamlState(NamedTuple):
-    """x: [S, D], support embeddings; y: [S]; present: bool [N]."""
-
-    x: Tensor
-    y: Tensor
-    present: Tensor
 
 
 class Caml(EmbeddingMethod):
@@ -112,7 +104,7 @@ class Caml(EmbeddingMethod):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             return super().encode(episodes)
 
-    def adapt(self, support: Batch, present: Tensor) -> CamlState:
+    def adapt(self, support: Batch, present: Tensor) -> Examples:
         assert isinstance(support.x, Tensor) and self.max_way is not None
         if present.shape[0] > self.max_way:
             raise MultifslError(
@@ -120,9 +112,9 @@ class Caml(EmbeddingMethod):
                 f"--way {present.shape[0]}, or with max_way={present.shape[0]}"
             )
         x = full_precision(support.x).where((support.y >= 0).unsqueeze(1), 0.0)  # padding may hold NaN
-        return CamlState(x, support.y, present)
+        return Examples(x, support.y, present)
 
-    def classify(self, state: CamlState, x: Inputs) -> Tensor:
+    def classify(self, state: Examples, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)
         n_queries = x.shape[0]
         with without_autocast(x):
@@ -142,13 +134,11 @@ class Caml(EmbeddingMethod):
         x = x.where((y != PADDING).unsqueeze(1), 0.0)  # NaN there would enter the gradients of the weights
         return super().solve(episode._replace(query=Batch(x, y)))
 
-    def update(self, state: CamlState, support: Batch, present: Tensor) -> CamlState:
-        more = self.adapt(support, present)
-        return CamlState(torch.cat([state.x, more.x]), torch.cat([state.y, more.y]), present)
+    def update(self, state: Examples, support: Batch, present: Tensor) -> Examples:
+        return state.and_more(self.adapt(support, present))
 
-    def remove(self, state: CamlState, label: int) -> CamlState:
-        kept, y, present = without_class(state.y, state.present, label)
-        return CamlState(state.x[kept], y, present)
+    def remove(self, state: Examples, label: int) -> Examples:
+        return state.without(label)
 
 
 class _Block(nn.Module):

@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multifsl.adaptation import TransferAdaptation, Weights, check_choice, check_counts, check_rate, gradients
+from multifsl.adaptation import TransferAdaptation, Weights, gradients
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import Batch, Inputs, map_inputs, size
 from multifsl.functional import adam_step, class_sums, without_autocast
 from multifsl.methods.finetune import TEMPERATURE, content_key
 from multifsl.methods.logistic import Logistic
+from multifsl.options import check_choice, check_counts, check_rate
 
 
 class ContrastiveFinetune(TransferAdaptation):
@@ -53,7 +54,6 @@ class ContrastiveFinetune(TransferAdaptation):
     """
 
     family = "transfer"
-    learns_from = "classes"
     draws: Tensor
 
     def __init__(

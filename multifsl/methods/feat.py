@@ -32,6 +32,7 @@ from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Episode, Inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import (
+    ClassSums,
     class_sums,
     cosine_similarities,
     full_precision,
@@ -44,11 +45,9 @@ from multifsl.method import EmbeddingMethod, Output
 
 
 class FeatState(NamedTuple):
-    """sums: [N, D], support embeddings added up by class; counts: [N]; present: bool [N]; adapted: [N, D], the psi_k."""
+    """support: the class means' sums; adapted: [N, D], the psi_k."""
 
-    sums: Tensor
-    counts: Tensor
-    present: Tensor
+    support: ClassSums
     adapted: Tensor
 
 
@@ -112,11 +111,11 @@ class Feat(EmbeddingMethod):
 
     def adapt(self, support: Batch, present: Tensor) -> FeatState:
         assert isinstance(support.x, Tensor)
-        return self._state(*class_sums(support.x, support.y, present.shape[0]), present)
+        return self._state(ClassSums.of(support.x, support.y, present))
 
     def classify(self, state: FeatState, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)
-        return mask_absent(self._likeness(x, state.adapted) / self.temperature, state.present)
+        return mask_absent(self._likeness(x, state.adapted) / self.temperature, state.support.present)
 
     def solve(self, episode: Episode) -> Output:
         (sx, sy), (qx, qy), present, _ = episode
@@ -130,21 +129,16 @@ class Feat(EmbeddingMethod):
 
     def update(self, state: FeatState, support: Batch, present: Tensor) -> FeatState:
         assert isinstance(support.x, Tensor)
-        sums, counts = class_sums(support.x, support.y, present.shape[0])
-        known = state.counts.shape[0]
-        sums[:known] += state.sums
-        counts[:known] += state.counts
-        return self._state(sums, counts, present)
+        return self._state(state.support.and_more(ClassSums.of(support.x, support.y, present)))
 
     def remove(self, state: FeatState, label: int) -> FeatState:
-        sums, counts, present, _ = (torch.cat([leaf[:label], leaf[label + 1 :]]) for leaf in state)
-        return self._state(sums, counts, present)
+        return self._state(state.support.without(label))
 
-    def _state(self, sums: Tensor, counts: Tensor, present: Tensor) -> FeatState:
-        prototypes = sums / counts.clamp(min=1).unsqueeze(1)  # [N, D]
+    def _state(self, support: ClassSums) -> FeatState:
         # An absent class looks at itself too, so that its softmax is not over nothing; nobody else looks at it.
+        present = support.present
         seen = present | torch.eye(present.shape[0], dtype=torch.bool, device=present.device)  # [N, N]
-        return FeatState(sums, counts, present, self._attend(prototypes, seen))
+        return FeatState(support, self._attend(support.means(), seen))
 
     def _attend(self, z: Tensor, seen: Tensor) -> Tensor:
         """T of a set z [B, D]; item i looks at j where seen [B, B] is True at (i, j)."""

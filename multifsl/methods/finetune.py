@@ -30,10 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multifsl.adaptation import TransferAdaptation, Weights, check_choice, check_counts, check_rate, gradients
+from multifsl.adaptation import TransferAdaptation, Weights, gradients
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Inputs
 from multifsl.functional import adam_step, class_sums, full_precision, without_autocast
+from multifsl.options import check_choice, check_counts, check_rate
 
 TEMPERATURE = 0.1  # of the cosines that the head begins with
 MOST_FOLDS = 5
@@ -59,7 +60,6 @@ class Finetune(TransferAdaptation):
     """
 
     family = "transfer"
-    learns_from = "classes"
 
     def __init__(
         self,

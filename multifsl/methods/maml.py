@@ -25,13 +25,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from multifsl.adaptation import AdaptationMethod, Adapted, Weights, check_choice, check_counts, check_rate, gradients
+from multifsl.adaptation import AdaptationMethod, Adapted, Weights, gradients
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Episode, Inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import mask_absent
 from multifsl.inner import Clock, StepNorms, StepRates, WeightRates
 from multifsl.method import Output
+from multifsl.options import check_choice, check_counts, check_rate
 
 
 class Maml(AdaptationMethod):

@@ -29,12 +29,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multifsl.adaptation import check_choice, check_counts
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import full_precision, lstm_cell, mask_absent, masked_cross_entropy, without_autocast
 from multifsl.method import EmbeddingMethod, Output
+from multifsl.options import check_choice, check_counts
 
 
 class MannState(NamedTuple):

@@ -28,10 +28,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from multifsl.adaptation import AdaptationMethod, Weights, check_choice, check_counts, gradients
+from multifsl.adaptation import AdaptationMethod, Weights, gradients
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch
 from multifsl.errors import MultifslError
+from multifsl.options import check_choice, check_counts
 
 FORGET = 0.99  # where the forget gates begin
 SCALE = 10.0  # p of the preprocessing

@@ -15,9 +15,9 @@ evaluation batch normalisation is as in `maml`.
 
 from typing import Literal
 
-from multifsl.adaptation import check_choice
 from multifsl.encoder import Encoder
 from multifsl.methods.maml import Maml
+from multifsl.options import check_choice
 
 
 class MetaSgd(Maml):

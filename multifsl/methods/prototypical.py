@@ -13,7 +13,7 @@ softmax(cos / temperature), which suits frozen encoders, whose embeddings differ
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,8 @@ from torch import Tensor, nn
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
 from multifsl.errors import MultifslError
-from multifsl.functional import class_sums, cosine_similarities, full_precision, mask_absent, squared_distances
+from multifsl.functional import ClassSums, cosine_similarities, full_precision, mask_absent, squared_distances
 from multifsl.method import EmbeddingMethod
-
-
-class PrototypicalState(NamedTuple):
-    """sums: [N, D], support embeddings added up by class; counts: [N]; present: bool [N]."""
-
-    sums: Tensor
-    counts: Tensor
-    present: Tensor
 
 
 class Prototypical(EmbeddingMethod):
@@ -74,26 +66,21 @@ class Prototypical(EmbeddingMethod):
         else:
             self.register_buffer("log_temperature", log_temperature, persistent=False)
 
-    def adapt(self, support: Batch, present: Tensor) -> PrototypicalState:
-        sums, counts = class_sums(self._embedding(support.x), support.y, present.shape[0])
-        return PrototypicalState(sums, counts, present)
+    def adapt(self, support: Batch, present: Tensor) -> ClassSums:
+        return ClassSums.of(self._embedding(support.x), support.y, present)
 
-    def classify(self, state: PrototypicalState, x: Inputs) -> Tensor:
-        prototypes = state.sums / state.counts.clamp(min=1).unsqueeze(1)  # [N, D]
+    def classify(self, state: ClassSums, x: Inputs) -> Tensor:
+        prototypes = state.means()  # [N, D]
         x = self._embedding(x)
         euclidean = self.distance == "euclidean"
         scores = -squared_distances(x, prototypes) if euclidean else cosine_similarities(x, prototypes)
         return mask_absent(scores / self.log_temperature.exp(), state.present)
 
-    def update(self, state: PrototypicalState, support: Batch, present: Tensor) -> PrototypicalState:
-        sums, counts = class_sums(self._embedding(support.x), support.y, present.shape[0])
-        known = state.counts.shape[0]
-        sums[:known] += state.sums
-        counts[:known] += state.counts
-        return PrototypicalState(sums, counts, present)
+    def update(self, state: ClassSums, support: Batch, present: Tensor) -> ClassSums:
+        return state.and_more(self.adapt(support, present))
 
-    def remove(self, state: PrototypicalState, label: int) -> PrototypicalState:
-        return PrototypicalState(*(torch.cat([leaf[:label], leaf[label + 1 :]]) for leaf in state))
+    def remove(self, state: ClassSums, label: int) -> ClassSums:
+        return state.without(label)
 
     def _embedding(self, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)

@@ -19,7 +19,7 @@ batch normalisation in training mode while it tests, so each answer depends on t
 Shape letters: S support items, Q queries, N ways, D embedding width, H hidden units.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +28,8 @@ from torch import Tensor, nn
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs
 from multifsl.errors import MultifslError
-from multifsl.functional import class_sums, full_precision, mask_absent, masked_cross_entropy, without_autocast
+from multifsl.functional import ClassSums, full_precision, mask_absent, masked_cross_entropy, without_autocast
 from multifsl.method import EmbeddingMethod, Output
-
-
-class RelationState(NamedTuple):
-    """sums: [N, D], support embeddings added up by class; counts: [N]; present: bool [N]."""
-
-    sums: Tensor
-    counts: Tensor
-    present: Tensor
 
 
 class Relation(EmbeddingMethod):
@@ -79,12 +71,11 @@ class Relation(EmbeddingMethod):
         self.second = nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, 1)
 
-    def adapt(self, support: Batch, present: Tensor) -> RelationState:
+    def adapt(self, support: Batch, present: Tensor) -> ClassSums:
         assert isinstance(support.x, Tensor)
-        sums, counts = class_sums(support.x, support.y, present.shape[0])
-        return RelationState(sums, counts, present)
+        return ClassSums.of(support.x, support.y, present)
 
-    def classify(self, state: RelationState, x: Inputs) -> Tensor:
+    def classify(self, state: ClassSums, x: Inputs) -> Tensor:
         return mask_absent(self._log_odds(state, x), state.present)
 
     def solve(self, episode: Episode) -> Output:
@@ -100,17 +91,13 @@ class Relation(EmbeddingMethod):
         errors = (log_odds.sigmoid() - right.to(log_odds.dtype)).square().where(counted, 0.0)
         return Output(errors.sum() / counted.sum().clamp(min=1), logits)
 
-    def update(self, state: RelationState, support: Batch, present: Tensor) -> RelationState:
-        sums, counts, _ = self.adapt(support, present)
-        known = state.counts.shape[0]
-        sums[:known] += state.sums
-        counts[:known] += state.counts
-        return RelationState(sums, counts, present)
+    def update(self, state: ClassSums, support: Batch, present: Tensor) -> ClassSums:
+        return state.and_more(self.adapt(support, present))
 
-    def remove(self, state: RelationState, label: int) -> RelationState:
-        return RelationState(*(torch.cat([leaf[:label], leaf[label + 1 :]]) for leaf in state))
+    def remove(self, state: ClassSums, label: int) -> ClassSums:
+        return state.without(label)
 
-    def _log_odds(self, state: RelationState, x: Inputs) -> Tensor:
+    def _log_odds(self, state: ClassSums, x: Inputs) -> Tensor:
         """[Q, N], of absent classes too."""
         assert isinstance(x, Tensor)
         classes = state.sums

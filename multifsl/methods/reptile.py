@@ -26,12 +26,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from multifsl.adaptation import AdaptationMethod, Weights, check_choice, check_counts, check_rate, gradients
+from multifsl.adaptation import AdaptationMethod, Weights, gradients
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, concat, map_inputs
 from multifsl.errors import MultifslError
-from multifsl.inner import Clock
+from multifsl.inner import Clock, flat
 from multifsl.method import Output, row
+from multifsl.options import check_choice, check_counts, check_rate
 
 BETA2, EPSILON = 0.999, 1e-8  # Adam's
 
@@ -142,12 +143,11 @@ class Reptile(AdaptationMethod):
         if not (self.training and self.carry):
             return super().solve_embedded(episodes)
         (sx, sy), (qx, qy), present, _ = episodes
-        outputs = []
-        for t in range(present.shape[0]):
-            output, noted = self._solve(Episode(Batch(row(sx, t), sy[t]), Batch(row(qx, t), qy[t]), present[t]))
-            self._note(noted)
-            outputs.append(output)
-        return Output(torch.stack([o.loss for o in outputs]), torch.stack([o.logits for o in outputs]))
+
+        def one(t: int) -> tuple[Output, Weights]:
+            return self._solve(Episode(Batch(row(sx, t), sy[t]), Batch(row(qx, t), qy[t]), present[t]))
+
+        return self._in_turn(one, present.shape[0])
 
     @torch.no_grad()
     def _note(self, noted: Weights) -> None:
@@ -188,7 +188,7 @@ def minibatches(task: Batch, n_ways: int, batch_size: int | None, steps: int) ->
 
 
 def _moment(name: str) -> str:
-    return f"second_{name.replace('.', '__')}"  # a buffer's name may hold no dot
+    return f"second_{flat(name)}"
 
 
 def _like(value: Tensor, other: Tensor) -> Tensor:

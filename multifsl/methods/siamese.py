@@ -24,7 +24,7 @@ Shape letters: S support items, Q queries, N ways, D embedding width, B items of
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,22 +34,14 @@ from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs, concat
 from multifsl.errors import MultifslError
 from multifsl.functional import (
+    Examples,
     contrastive_loss,
     euclidean_distances,
     full_precision,
     mask_absent,
     without_autocast,
-    without_class,
 )
 from multifsl.method import EmbeddingMethod, Output
-
-
-class SiameseState(NamedTuple):
-    """z: [S, D], support embeddings, normalised where asked; y: [S]; present: bool [N]."""
-
-    z: Tensor
-    y: Tensor
-    present: Tensor
 
 
 class Siamese(EmbeddingMethod):
@@ -99,11 +91,11 @@ class Siamese(EmbeddingMethod):
             self.alpha = nn.Parameter(torch.full((encoder.dim,), -4.0 / encoder.dim))  # not 0, where it would stay
             self.bias = nn.Parameter(torch.tensor(2.0))
 
-    def adapt(self, support: Batch, present: Tensor) -> SiameseState:
-        return SiameseState(self._embedding(support.x, support.y >= 0), support.y, present)
+    def adapt(self, support: Batch, present: Tensor) -> Examples:
+        return Examples(self._embedding(support.x, support.y >= 0), support.y, present)
 
-    def classify(self, state: SiameseState, x: Inputs) -> Tensor:
-        return self._by_class(self._unlikeness(self._embedding(x), state.z), state.y, state.present)
+    def classify(self, state: Examples, x: Inputs) -> Tensor:
+        return self._by_class(self._unlikeness(self._embedding(x), state.x), state.y, state.present)
 
     def solve(self, episode: Episode) -> Output:
         (sx, sy), (qx, qy), present, _ = episode
@@ -115,13 +107,11 @@ class Siamese(EmbeddingMethod):
         loss = self._loss(unlike, y.unsqueeze(1) == y, pairs)
         return Output(loss, self._by_class(unlike[n_support:, :n_support], sy, present))
 
-    def update(self, state: SiameseState, support: Batch, present: Tensor) -> SiameseState:
-        more = self.adapt(support, present)
-        return SiameseState(torch.cat([state.z, more.z]), torch.cat([state.y, more.y]), present)
+    def update(self, state: Examples, support: Batch, present: Tensor) -> Examples:
+        return state.and_more(self.adapt(support, present))
 
-    def remove(self, state: SiameseState, label: int) -> SiameseState:
-        kept, y, present = without_class(state.y, state.present, label)
-        return SiameseState(state.z[kept], y, present)
+    def remove(self, state: Examples, label: int) -> Examples:
+        return state.without(label)
 
     def _embedding(self, x: Inputs, keep: Tensor | None = None) -> Tensor:
         """[B, D] in full precision, with zeros for the rows that are not kept: padding may hold NaN."""

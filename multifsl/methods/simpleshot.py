@@ -16,7 +16,7 @@ is the paper's class for any temperature. m is the mean over some thousands of t
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +25,8 @@ from torch import Tensor
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
 from multifsl.errors import MultifslError
-from multifsl.functional import class_sums, full_precision, mask_absent, squared_distances
+from multifsl.functional import ClassSums, full_precision, mask_absent, squared_distances
 from multifsl.method import EmbeddingMethod
-
-
-class SimpleshotState(NamedTuple):
-    """sums: [N, D], transformed support embeddings added up by class; counts: [N]; present: bool [N]."""
-
-    sums: Tensor
-    counts: Tensor
-    present: Tensor
 
 
 class Simpleshot(EmbeddingMethod):
@@ -78,23 +70,17 @@ class Simpleshot(EmbeddingMethod):
             )
         self.base_mean.copy_(full_precision(z).mean(0))
 
-    def adapt(self, support: Batch, present: Tensor) -> SimpleshotState:
-        sums, counts = class_sums(self._transformed(support.x), support.y, present.shape[0])
-        return SimpleshotState(sums, counts, present)
+    def adapt(self, support: Batch, present: Tensor) -> ClassSums:
+        return ClassSums.of(self._transformed(support.x), support.y, present)
 
-    def classify(self, state: SimpleshotState, x: Inputs) -> Tensor:
-        centroids = state.sums / state.counts.clamp(min=1).unsqueeze(1)  # [N, D]
-        return mask_absent(-squared_distances(self._transformed(x), centroids) / self.temperature, state.present)
+    def classify(self, state: ClassSums, x: Inputs) -> Tensor:
+        return mask_absent(-squared_distances(self._transformed(x), state.means()) / self.temperature, state.present)
 
-    def update(self, state: SimpleshotState, support: Batch, present: Tensor) -> SimpleshotState:
-        sums, counts, _ = self.adapt(support, present)
-        known = state.counts.shape[0]
-        sums[:known] += state.sums
-        counts[:known] += state.counts
-        return SimpleshotState(sums, counts, present)
+    def update(self, state: ClassSums, support: Batch, present: Tensor) -> ClassSums:
+        return state.and_more(self.adapt(support, present))
 
-    def remove(self, state: SimpleshotState, label: int) -> SimpleshotState:
-        return SimpleshotState(*(torch.cat([leaf[:label], leaf[label + 1 :]]) for leaf in state))
+    def remove(self, state: ClassSums, label: int) -> ClassSums:
+        return state.without(label)
 
     def _transformed(self, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)
