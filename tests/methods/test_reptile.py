@@ -221,29 +221,6 @@ def test_what_is_not_adapted_is_frozen() -> None:
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-@pytest.mark.parametrize("modality", ["features", "image with batch statistics"])
-def test_the_default_keeps_the_contracts(modality: str) -> None:
-    """Those of tests/contracts/ that do not compare two training calls of one method, whose second moments they would move."""
-    spec = "reptile(steps=2, test_steps=5, lr=0.01)"
-    contracts.test_shapes_and_gradients(spec, modality)
-    contracts.test_many_tasks_equal_one_at_a_time(spec, modality)
-    contracts.test_padding_rows_are_inert(spec, modality, True)
-    contracts.test_queries_do_not_influence_each_other(spec, modality)
-    contracts.test_learns_a_separable_toy(spec, modality)
-    contracts.test_a_training_step_makes_no_tensor_elsewhere_and_waits_for_nothing(spec, modality)
-    contracts.test_state_dict_round_trip(spec)
-
-
-def test_padding_may_hold_nan_with_carried_moments() -> None:
-    method = contracts.build("reptile(steps=2, lr=0.01)", "features").train()
-    twin = copy.deepcopy(method)
-    (sx, sy), query, present, _ = toys.episodes(method.encoder, "features")
-    assert isinstance(sx, Tensor)
-    x = torch.cat([sx, torch.full_like(sx[:, :1], float("nan"))], 1)
-    padded = method(Episode(Batch(x, torch.cat([sy, torch.full((2, 1), -1)], 1)), query, present))
-    assert_close(padded.loss, twin(Episode(Batch(sx, sy), query, present)).loss)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
