@@ -17,7 +17,6 @@ from multifsl.errors import MultifslError
 from multifsl.methods.reptile import Reptile, minibatches
 from multifsl.registry import build
 from tests.contracts import test_methods as contracts
-from tests.contracts import toys
 from tests.reference import reptile as reference
 
 
