@@ -6,6 +6,7 @@ so that one module serves any number of users and can be vectorised.
 Shape letters: T tasks, S support items, Q queries, N ways, D embedding width, `*` the shape of one item.
 """
 
+import math
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -15,6 +16,7 @@ from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs, concat, map_inputs, size
 from multifsl.errors import MultifslError
 from multifsl.functional import masked_cross_entropy
+from multifsl.options import check_number_or_learned
 
 State = Any  # a pytree of tensors
 
@@ -58,6 +60,27 @@ class Method(nn.Module):
     def __sklearn_clone__(self) -> Self:
         """scikit-learn's `clone` shares what was trained."""
         return self
+
+    def number_or_learned(self, name: str, value: float | Literal["learned"], start: float) -> None:
+        """Keep an option as `NAME`, and its logarithm as `log_NAME`: fixed, or, where it is "learned", trained from `start`.
+
+        Raises MultifslError where it is neither "learned" nor a number above 0.
+        """
+        check_number_or_learned(name, value)
+        setattr(self, name, value)
+        log = torch.tensor(math.log(start if value == "learned" else value))
+        if value == "learned":
+            self.register_parameter(f"log_{name}", nn.Parameter(log))
+        else:
+            self.register_buffer(f"log_{name}", log, persistent=False)
+
+    def check_ways(self, n_ways: int) -> None:
+        """Raises MultifslError where there are more classes than `max_way`."""
+        if self.max_way is not None and n_ways > self.max_way:
+            raise MultifslError(
+                f"this method tells at most {self.max_way} classes apart, not {n_ways}: train with --way {n_ways}, or with "
+                f"max_way={n_ways}"
+            )
 
     def learn_base(self, z: Tensor) -> None:
         """Take note of embeddings [B, D] of the train classes, made by the encoder as it now is."""

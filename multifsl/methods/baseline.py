@@ -27,7 +27,7 @@ from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
 from multifsl.functional import cross_entropy_gradient, full_precision, mask_absent, sgd_step, without_autocast
 from multifsl.method import EmbeddingMethod
-from multifsl.options import check_counts, check_descent, check_rate
+from multifsl.options import check_below_one, check_counts, check_not_negative, check_positive, check_up_to_one
 
 
 class BaselineState(NamedTuple):
@@ -70,8 +70,10 @@ class Baseline(EmbeddingMethod):
     ) -> None:
         super().__init__(encoder)
         check_counts(steps=steps)
-        check_rate(lr)
-        check_descent(momentum=momentum, dampening=dampening, weight_decay=weight_decay)
+        check_positive(lr=lr)
+        check_below_one(momentum=momentum)
+        check_up_to_one(dampening=dampening)
+        check_not_negative(weight_decay=weight_decay)
         self.steps, self.lr = steps, lr
         self.momentum, self.dampening, self.weight_decay = momentum, dampening, weight_decay
 

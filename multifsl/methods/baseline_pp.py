@@ -21,7 +21,6 @@ is frozen for autograd too: no gradient goes into the support set.
 Shape letters: S support items, Q queries, N ways, D embedding width.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -30,7 +29,6 @@ from torch import Tensor
 
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
-from multifsl.errors import MultifslError
 from multifsl.functional import (
     class_sums,
     cross_entropy_gradient,
@@ -40,7 +38,14 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import EmbeddingMethod
-from multifsl.options import check_counts, check_descent, check_rate
+from multifsl.options import (
+    check_below_one,
+    check_counts,
+    check_flags,
+    check_not_negative,
+    check_positive,
+    check_up_to_one,
+)
 
 
 class BaselinePpState(NamedTuple):
@@ -86,12 +91,11 @@ class BaselinePp(EmbeddingMethod):
     ) -> None:
         super().__init__(encoder)
         check_counts(steps=steps)
-        check_rate(lr)
-        if not 0 < scale < math.inf:
-            raise MultifslError(f"scale must be a number above 0, not {scale!r}")
-        if not isinstance(learned_norms, bool):
-            raise MultifslError(f"learned_norms is True or False, not {learned_norms!r}")
-        check_descent(momentum=momentum, dampening=dampening, weight_decay=weight_decay)
+        check_positive(lr=lr, scale=scale)
+        check_flags(learned_norms=learned_norms)
+        check_below_one(momentum=momentum)
+        check_up_to_one(dampening=dampening)
+        check_not_negative(weight_decay=weight_decay)
         self.scale, self.learned_norms, self.steps, self.lr = scale, learned_norms, steps, lr
         self.momentum, self.dampening, self.weight_decay = momentum, dampening, weight_decay
 

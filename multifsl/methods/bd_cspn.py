@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch
-from multifsl.errors import MultifslError
 from multifsl.functional import (
     Examples,
     class_sums,
@@ -37,6 +36,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import TransductiveMethod
+from multifsl.options import check_counts, check_flags, check_positive
 
 NEVER = -1e9  # as a logit; finite, so that a class without items gives no NaN
 
@@ -63,12 +63,9 @@ class BdCspn(TransductiveMethod):
 
     def __init__(self, encoder: Encoder, *, scale: float = 10.0, top: int | None = 8, shift: bool = True) -> None:
         super().__init__(encoder)
-        if not (isinstance(scale, int | float) and 0 < scale < math.inf):
-            raise MultifslError(f"scale must be a number above 0, not {scale!r}")
-        if top is not None and not (isinstance(top, int) and top >= 1):
-            raise MultifslError(f"top must be a whole number of at least 1, or None, not {top!r}")
-        if not isinstance(shift, bool):
-            raise MultifslError(f"shift must be True or False, not {shift!r}")
+        check_positive(scale=scale)
+        check_counts(top=1 if top is None else top)
+        check_flags(shift=shift)
         self.scale, self.top, self.shift = scale, top, shift
 
     def adapt(self, support: Batch, present: Tensor) -> Examples:

@@ -32,7 +32,7 @@ from multifsl.episode import PADDING, Batch, Episode, Inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import Examples, full_precision, mask_absent, without_autocast
 from multifsl.method import EmbeddingMethod, Output
-from multifsl.options import check_counts
+from multifsl.options import check_below_one, check_counts, check_flags
 
 MLP_RATIO = 4  # hidden units of a perceptron for each of its inputs, as in the paper
 EPS = 1e-6
@@ -78,10 +78,8 @@ class Caml(EmbeddingMethod):
             raise MultifslError(f"width must be a multiple of the {heads} heads, not {width}")
         if code_width < max_way:
             raise MultifslError(f"codes of {max_way} labels need a code_width of at least {max_way}, not {code_width}")
-        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
-            raise MultifslError(f"dropout must be a number from 0 and below 1, not {dropout!r}")
-        if not isinstance(freeze, bool):
-            raise MultifslError(f"freeze must be True or False, not {freeze!r}")
+        check_below_one(dropout=dropout)
+        check_flags(freeze=freeze)
         self.layers, self.heads, self.width, self.dropout = layers, heads, width, dropout
         self.code_width, self.max_way, self.freeze = code_width, max_way, freeze
         self.codes: Tensor
@@ -106,11 +104,7 @@ class Caml(EmbeddingMethod):
 
     def adapt(self, support: Batch, present: Tensor) -> Examples:
         assert isinstance(support.x, Tensor) and self.max_way is not None
-        if present.shape[0] > self.max_way:
-            raise MultifslError(
-                f"this transformer tells at most {self.max_way} classes apart, not {present.shape[0]}: train with "
-                f"--way {present.shape[0]}, or with max_way={present.shape[0]}"
-            )
+        self.check_ways(present.shape[0])
         x = full_precision(support.x).where((support.y >= 0).unsqueeze(1), 0.0)  # padding may hold NaN
         return Examples(x, support.y, present)
 

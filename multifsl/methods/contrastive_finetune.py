@@ -31,7 +31,7 @@ from multifsl.episode import Batch, Inputs, map_inputs, size
 from multifsl.functional import adam_step, class_sums, without_autocast
 from multifsl.methods.finetune import TEMPERATURE, content_key
 from multifsl.methods.logistic import Logistic
-from multifsl.options import check_choice, check_counts, check_rate
+from multifsl.options import check_choice, check_counts, check_positive
 
 
 class ContrastiveFinetune(TransferAdaptation):
@@ -72,7 +72,7 @@ class ContrastiveFinetune(TransferAdaptation):
         check_counts(steps=steps)
         check_counts(least=2, pairs=pairs)
         check_counts(least=0, seed=seed)
-        check_rate(lr)
+        check_positive(lr=lr)
         super().__init__(encoder, trainable=trainable, vectorize=vectorize)
         self.steps, self.pairs, self.lr, self.seed = steps, pairs, lr, seed
         self.head = head

@@ -42,6 +42,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import EmbeddingMethod, Output
+from multifsl.options import check_below_one, check_choice, check_not_negative, check_positive
 
 
 class FeatState(NamedTuple):
@@ -85,22 +86,17 @@ class Feat(EmbeddingMethod):
         contrast_temperature: float | None = None,
     ) -> None:
         super().__init__(encoder)
-        if distance not in ("euclidean", "cosine"):
-            raise MultifslError(f"no distance {distance!r}; known: 'euclidean', 'cosine'")
+        check_choice("distance", distance, ("euclidean", "cosine"))
         if temperature is None:
             temperature = float(min(64, encoder.dim)) if distance == "euclidean" else 0.1
         contrast_temperature = temperature if contrast_temperature is None else contrast_temperature
-        for name, value in {"temperature": temperature, "contrast_temperature": contrast_temperature}.items():
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise MultifslError(f"{name} must be a number above 0, not {value!r}")
+        check_positive(temperature=temperature, contrast_temperature=contrast_temperature)
         if not isinstance(heads, int) or heads < 1 or encoder.dim % heads:
             raise MultifslError(
                 f"heads must divide the encoder's width, {encoder.dim}, without rest; {heads!r} does not"
             )
-        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
-            raise MultifslError(f"dropout must be a number from 0 to below 1, not {dropout!r}")
-        if not (isinstance(balance, int | float) and 0 <= balance < math.inf):
-            raise MultifslError(f"balance must be a number of 0 or more, not {balance!r}")
+        check_below_one(dropout=dropout)
+        check_not_negative(balance=balance)
         self.distance, self.temperature, self.heads, self.dropout = distance, temperature, heads, dropout
         self.balance, self.contrast_temperature = balance, contrast_temperature
         self.query, self.key, self.value = (nn.Linear(encoder.dim, encoder.dim, bias=False) for _ in range(3))

@@ -34,7 +34,7 @@ from multifsl.adaptation import TransferAdaptation, Weights, gradients
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Inputs
 from multifsl.functional import adam_step, class_sums, full_precision, without_autocast
-from multifsl.options import check_choice, check_counts, check_rate
+from multifsl.options import check_choice, check_counts, check_flags, check_positive
 
 TEMPERATURE = 0.1  # of the cosines that the head begins with
 MOST_FOLDS = 5
@@ -74,10 +74,10 @@ class Finetune(TransferAdaptation):
         vectorize: bool = False,
     ) -> None:
         check_choice("head", head, ("cosine", "linear"))
-        check_choice("early_stop", early_stop, (True, False))
+        check_flags(early_stop=early_stop)
         check_counts(steps=steps)
-        check_rate(lr)
-        check_rate(head_lr, "head_lr")
+        check_positive(lr=lr)
+        check_positive(head_lr=head_lr)
         super().__init__(encoder, trainable=trainable, vectorize=vectorize)
         self.steps, self.lr, self.head_lr, self.early_stop = steps, lr, head_lr, early_stop
         self.head = head

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch
-from multifsl.errors import MultifslError
 from multifsl.functional import (
     Examples,
     class_sums,
@@ -42,6 +41,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import TransductiveMethod
+from multifsl.options import check_choice, check_counts, check_flags, check_not_negative
 
 SCALE = 10.0  # of the cosines in the weights of rectified prototypes
 
@@ -81,15 +81,10 @@ class LaplacianShot(TransductiveMethod):
         transform: Literal["cl2n", "l2n", "un"] = "cl2n",
     ) -> None:
         super().__init__(encoder)
-        if not (isinstance(smoothness, int | float) and 0 <= smoothness < math.inf):
-            raise MultifslError(f"smoothness must be a number of at least 0, not {smoothness!r}")
-        for name, value in (("neighbours", neighbours), ("steps", steps)):
-            if not isinstance(value, int) or value < 1:
-                raise MultifslError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if not isinstance(rectify, bool):
-            raise MultifslError(f"rectify must be True or False, not {rectify!r}")
-        if transform not in ("cl2n", "l2n", "un"):
-            raise MultifslError(f"no transform {transform!r}; known: 'cl2n', 'l2n', 'un'")
+        check_not_negative(smoothness=smoothness)
+        check_counts(neighbours=neighbours, steps=steps)
+        check_flags(rectify=rectify)
+        check_choice("transform", transform, ("cl2n", "l2n", "un"))
         self.smoothness, self.neighbours, self.steps = smoothness, neighbours, steps
         self.rectify, self.transform = rectify, transform
         self.register_buffer("base_mean", torch.zeros(encoder.dim))

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
-from multifsl.errors import MultifslError
 from multifsl.functional import (
     Examples,
     class_inverses,
@@ -40,6 +39,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import EmbeddingMethod
+from multifsl.options import check_counts, check_flags, check_positive
 
 STEP_LENGTHS = 6  # a step is halved up to five times, until it does not lead uphill
 
@@ -71,6 +71,7 @@ class Logistic(EmbeddingMethod):
     tensor([[0.6626, 0.3374]])
     """
 
+    log_scale: Tensor
     family = "transfer"
 
     def __init__(
@@ -83,20 +84,11 @@ class Logistic(EmbeddingMethod):
         iterations: int = 15,
     ) -> None:
         super().__init__(encoder)
-        if isinstance(c, bool) or not (isinstance(c, int | float) and 0 < c < math.inf):
-            raise MultifslError(f"c must be a number above 0, not {c!r}")
-        if not isinstance(normalise, bool):
-            raise MultifslError(f"normalise must be True or False, not {normalise!r}")
-        if scale != "learned" and not (isinstance(scale, int | float) and 0 < scale < math.inf):
-            raise MultifslError(f"scale must be a number above 0 or 'learned', not {scale!r}")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise MultifslError(f"iterations must be a whole number of at least 1, not {iterations!r}")
-        self.c, self.normalise, self.scale, self.iterations = c, normalise, scale, iterations
-        log_scale = torch.tensor(math.log(10.0 if scale == "learned" else scale))
-        if scale == "learned":
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale, persistent=False)
+        check_positive(c=c)
+        check_flags(normalise=normalise)
+        check_counts(iterations=iterations)
+        self.c, self.normalise, self.iterations = c, normalise, iterations
+        self.number_or_learned("scale", scale, 10.0)
 
     def adapt(self, support: Batch, present: Tensor) -> LogisticState:
         assert isinstance(support.x, Tensor)

@@ -32,7 +32,7 @@ from multifsl.errors import MultifslError
 from multifsl.functional import mask_absent
 from multifsl.inner import Clock, StepNorms, StepRates, WeightRates
 from multifsl.method import Output
-from multifsl.options import check_choice, check_counts, check_rate
+from multifsl.options import check_choice, check_counts, check_positive
 
 
 class Maml(AdaptationMethod):
@@ -79,7 +79,7 @@ class Maml(AdaptationMethod):
         check_choice("learn_lr", learn_lr, (None, "step", "weight"))
         check_counts(steps=steps, test_steps=1 if test_steps is None else test_steps)
         check_counts(least=0, multi_step_loss=multi_step_loss, first_order_until=first_order_until)
-        check_rate(lr)
+        check_positive(lr=lr)
         per_step = batch_norm == "per_step"
         if vectorize and per_step:
             raise MultifslError("batch_norm='per_step' notes statistics task by task, and cannot be vectorised")

@@ -23,7 +23,6 @@ Shape letters: T tasks, L items of a sequence, Q queries, N ways, D embedding wi
 M slots, W slot width. `...` stands for the tasks, for tasks and queries, or for nothing.
 """
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -34,7 +33,7 @@ from multifsl.episode import PADDING, Batch, Episode, Inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import full_precision, lstm_cell, mask_absent, masked_cross_entropy, without_autocast
 from multifsl.method import EmbeddingMethod, Output
-from multifsl.options import check_choice, check_counts
+from multifsl.options import check_below_one, check_choice, check_counts
 
 
 class MannState(NamedTuple):
@@ -74,6 +73,7 @@ class Mann(EmbeddingMethod):
     torch.Size([1, 2])
     """
 
+    log_temperature: Tensor
     family = "memory"
     sequential = True
 
@@ -102,22 +102,14 @@ class Mann(EmbeddingMethod):
             raise MultifslError(
                 f"each of the {heads} heads needs a slot to write to, but there are {slots}: ask for more"
             )
-        if not (isinstance(gamma, int | float) and 0 <= gamma < 1):
-            raise MultifslError(f"gamma must be a number from 0 and below 1, not {gamma!r}")
-        if temperature != "learned" and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-            raise MultifslError(f"temperature must be a number above 0 or 'learned', not {temperature!r}")
+        check_below_one(gamma=gamma)
         self.setting, self.memory, self.order, self.max_way, self.gamma = setting, memory, order, max_way, gamma
         self.slots, self.slot_width, self.controller, self.heads = slots, slot_width, controller, heads
-        self.temperature = temperature
         read = heads * slot_width
         self.cell = nn.LSTMCell(encoder.dim + max_way + read, controller)  # holds weights; `lstm_cell` uses them
         self.interface = nn.Linear(controller, heads * (slot_width + 1))  # a key and a gate for each head
         self.output = nn.Linear(controller + read, max_way)
-        log_temperature = torch.tensor(math.log(0.1 if temperature == "learned" else temperature))
-        if temperature == "learned":
-            self.log_temperature = nn.Parameter(log_temperature)
-        else:
-            self.register_buffer("log_temperature", log_temperature, persistent=False)
+        self.number_or_learned("temperature", temperature, 0.1)
         if memory == "persistent":
             self.register_buffer("kept_memory", torch.zeros(slots, slot_width))
             self.register_buffer("kept_usage", torch.zeros(slots))
@@ -202,11 +194,7 @@ class Mann(EmbeddingMethod):
         An item without a label (y < 0) is answered, but leaves no trace.
         """
         assert self.max_way is not None
-        if present.shape[-1] > self.max_way:
-            raise MultifslError(
-                f"this network tells at most {self.max_way} classes apart, not {present.shape[-1]}: train with "
-                f"--way {present.shape[-1]}, or with max_way={present.shape[-1]}"
-            )
+        self.check_ways(present.shape[-1])
         with without_autocast(x):
             x = full_precision(x).where((y != PADDING).unsqueeze(-1), 0.0)  # padding may hold NaN
             labels, known = _one_hot(y, self.max_way, x.dtype), y >= 0

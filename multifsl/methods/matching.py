@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs
-from multifsl.errors import MultifslError
 from multifsl.functional import (
     cosine_similarities,
     full_precision,
@@ -41,6 +40,7 @@ from multifsl.functional import (
     without_class,
 )
 from multifsl.method import EmbeddingMethod, Output
+from multifsl.options import check_counts, check_flags
 
 
 class MatchingState(NamedTuple):
@@ -68,6 +68,7 @@ class Matching(EmbeddingMethod):
     tensor([[0.8446, 0.1554]])
     """
 
+    log_temperature: Tensor
     family = "metric"
 
     def __init__(
@@ -79,19 +80,11 @@ class Matching(EmbeddingMethod):
         temperature: float | Literal["learned"] = 1.0,
     ) -> None:
         super().__init__(encoder)
-        if not isinstance(fce, bool):
-            raise MultifslError(f"fce must be True or False, not {fce!r}")
-        if not isinstance(processing_steps, int) or processing_steps < 1:
-            raise MultifslError(f"processing_steps must be a whole number of at least 1, not {processing_steps!r}")
-        if temperature != "learned" and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-            raise MultifslError(f"temperature must be a number above 0 or 'learned', not {temperature!r}")
-        self.fce, self.processing_steps, self.temperature = fce, processing_steps, temperature
+        check_flags(fce=fce)
+        check_counts(processing_steps=processing_steps)
+        self.fce, self.processing_steps = fce, processing_steps
         self.sequential = fce
-        log_temperature = torch.tensor(math.log(0.1 if temperature == "learned" else temperature))
-        if temperature == "learned":
-            self.log_temperature = nn.Parameter(log_temperature)
-        else:
-            self.register_buffer("log_temperature", log_temperature, persistent=False)
+        self.number_or_learned("temperature", temperature, 0.1)
         if fce:  # the cells hold weights; what they do is done by `lstm_cell`, which can be vectorised
             dim = encoder.dim
             self.forwards, self.backwards = nn.LSTMCell(dim, dim), nn.LSTMCell(dim, dim)

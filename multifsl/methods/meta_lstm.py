@@ -32,7 +32,7 @@ from multifsl.adaptation import AdaptationMethod, Weights, gradients
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch
 from multifsl.errors import MultifslError
-from multifsl.options import check_choice, check_counts
+from multifsl.options import check_counts, check_flags
 
 FORGET = 0.99  # where the forget gates begin
 SCALE = 10.0  # p of the preprocessing
@@ -75,7 +75,7 @@ class MetaLstm(AdaptationMethod):
         vectorize: bool = False,
     ) -> None:
         check_counts(steps=steps, test_steps=1 if test_steps is None else test_steps, hidden=hidden)
-        check_choice("second_order", second_order, (True, False))
+        check_flags(second_order=second_order)
         if not isinstance(lr, int | float) or not 0 < lr < 1:
             raise MultifslError(f"lr, where a gate begins, must be a number between 0 and 1, not {lr!r}")
         super().__init__(

@@ -12,17 +12,15 @@ Departures: none with `distance="euclidean"`. `distance="cosine"` takes the mean
 softmax(cos / temperature), which suits frozen encoders, whose embeddings differ in length for no reason of class.
 """
 
-import math
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
-from multifsl.errors import MultifslError
 from multifsl.functional import ClassSums, cosine_similarities, full_precision, mask_absent, squared_distances
 from multifsl.method import EmbeddingMethod
+from multifsl.options import check_choice
 
 
 class Prototypical(EmbeddingMethod):
@@ -41,6 +39,7 @@ class Prototypical(EmbeddingMethod):
     tensor([[ -0., -41.]])
     """
 
+    log_temperature: Tensor
     family = "metric"
 
     def __init__(
@@ -51,20 +50,11 @@ class Prototypical(EmbeddingMethod):
         temperature: float | Literal["learned"] | None = None,
     ) -> None:
         super().__init__(encoder)
-        if distance not in ("euclidean", "cosine"):
-            raise MultifslError(f"no distance {distance!r}; known: 'euclidean', 'cosine'")
+        check_choice("distance", distance, ("euclidean", "cosine"))
         if temperature is None:
             temperature = 1.0 if distance == "euclidean" else "learned"
-        if temperature != "learned" and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-            raise MultifslError(f"temperature must be a number above 0 or 'learned', not {temperature!r}")
         self.distance = distance
-        self.temperature = temperature
-        start = (1.0 if distance == "euclidean" else 0.1) if temperature == "learned" else float(temperature)
-        log_temperature = torch.tensor(math.log(start))
-        if temperature == "learned":
-            self.log_temperature = nn.Parameter(log_temperature)
-        else:
-            self.register_buffer("log_temperature", log_temperature, persistent=False)
+        self.number_or_learned("temperature", temperature, 1.0 if distance == "euclidean" else 0.1)
 
     def adapt(self, support: Batch, present: Tensor) -> ClassSums:
         return ClassSums.of(self._embedding(support.x), support.y, present)

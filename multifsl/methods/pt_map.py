@@ -25,8 +25,6 @@ are then free, which makes it a softmax.
 Shape letters: S support items, Q queries, N ways, D embedding width.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +41,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import TransductiveMethod
+from multifsl.options import check_counts, check_flags, check_positive
 
 NEVER = -1e9  # as a logit; finite, so that no row or column is empty
 EPSILON = 1e-6  # keeps the power's slope finite at 0
@@ -83,16 +82,11 @@ class PtMap(TransductiveMethod):
         centre: bool = True,
     ) -> None:
         super().__init__(encoder)
-        for name, number in (("power", power), ("scale", scale)):
-            if not (isinstance(number, int | float) and 0 < number < math.inf):
-                raise MultifslError(f"{name} must be a number above 0, not {number!r}")
+        check_positive(power=power, scale=scale)
         if not (isinstance(rate, int | float) and 0 < rate <= 1):
             raise MultifslError(f"rate must be a number above 0 and at most 1, not {rate!r}")
-        for name, count in (("steps", steps), ("sinkhorn_steps", sinkhorn_steps)):
-            if not isinstance(count, int) or count < 1:
-                raise MultifslError(f"{name} must be a whole number of at least 1, not {count!r}")
-        if not isinstance(centre, bool):
-            raise MultifslError(f"centre must be True or False, not {centre!r}")
+        check_counts(steps=steps, sinkhorn_steps=sinkhorn_steps)
+        check_flags(centre=centre)
         self.power, self.scale, self.rate = power, scale, rate
         self.steps, self.sinkhorn_steps, self.centre = steps, sinkhorn_steps, centre
 

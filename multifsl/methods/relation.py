@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs
-from multifsl.errors import MultifslError
 from multifsl.functional import ClassSums, full_precision, mask_absent, masked_cross_entropy, without_autocast
 from multifsl.method import EmbeddingMethod, Output
+from multifsl.options import check_choice, check_counts
 
 
 class Relation(EmbeddingMethod):
@@ -60,12 +60,9 @@ class Relation(EmbeddingMethod):
         pool: Literal["sum", "mean"] = "sum",
     ) -> None:
         super().__init__(encoder)
-        if loss not in ("mse", "cross_entropy"):
-            raise MultifslError(f"no loss {loss!r}; known: 'mse', 'cross_entropy'")
-        if not isinstance(hidden, int) or hidden < 1:
-            raise MultifslError(f"hidden must be a whole number of at least 1, not {hidden!r}")
-        if pool not in ("sum", "mean"):
-            raise MultifslError(f"no pool {pool!r}; known: 'sum', 'mean'")
+        check_choice("loss", loss, ("mse", "cross_entropy"))
+        check_choice("pool", pool, ("sum", "mean"))
+        check_counts(hidden=hidden)
         self.loss, self.hidden, self.pool = loss, hidden, pool
         self.first = nn.Linear(2 * encoder.dim, hidden)
         self.second = nn.Linear(hidden, hidden)

@@ -32,7 +32,7 @@ from multifsl.episode import PADDING, Batch, Episode, concat, map_inputs
 from multifsl.errors import MultifslError
 from multifsl.inner import Clock, flat
 from multifsl.method import Output, row
-from multifsl.options import check_choice, check_counts, check_rate
+from multifsl.options import check_choice, check_counts, check_flags, check_positive
 
 BETA2, EPSILON = 0.999, 1e-8  # Adam's
 
@@ -75,9 +75,9 @@ class Reptile(AdaptationMethod):
         vectorize: bool = False,
     ) -> None:
         check_choice("optimizer", optimizer, ("adam", "sgd"))
-        check_choice("carry", carry, (True, False))
+        check_flags(carry=carry)
         check_counts(steps=steps, test_steps=test_steps, batch_size=1 if batch_size is None else batch_size)
-        check_rate(lr)
+        check_positive(lr=lr)
         if vectorize and carry and optimizer == "adam":
             raise MultifslError(
                 "carry=True hands Adam's second moments from task to task, which cannot be vectorised: "

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
-from multifsl.errors import MultifslError
 from multifsl.functional import (
     Examples,
     full_precision,
@@ -35,6 +34,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import EmbeddingMethod
+from multifsl.options import check_flags, check_positive
 
 
 class RidgeState(NamedTuple):
@@ -65,11 +65,8 @@ class Ridge(EmbeddingMethod):
 
     def __init__(self, encoder: Encoder, *, ridge: float = 1.0, scale: float = 10.0, learned: bool = True) -> None:
         super().__init__(encoder)
-        for name, value in (("ridge", ridge), ("scale", scale)):
-            if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise MultifslError(f"{name} must be a number above 0, not {value!r}")
-        if not isinstance(learned, bool):
-            raise MultifslError(f"learned must be True or False, not {learned!r}")
+        check_positive(ridge=ridge, scale=scale)
+        check_flags(learned=learned)
         self.ridge, self.scale, self.learned = ridge, scale, learned
         log_ridge, log_scale = torch.tensor(math.log(ridge)), torch.tensor(math.log(scale))
         if learned:

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs, concat
-from multifsl.errors import MultifslError
 from multifsl.functional import (
     Examples,
     contrastive_loss,
@@ -42,6 +41,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import EmbeddingMethod, Output
+from multifsl.options import check_choice, check_flags, check_positive
 
 
 class Siamese(EmbeddingMethod):
@@ -75,16 +75,10 @@ class Siamese(EmbeddingMethod):
         normalise: bool | None = None,
     ) -> None:
         super().__init__(encoder)
-        if loss not in ("squared", "plain", "koch"):
-            raise MultifslError(f"no loss {loss!r}; known: 'squared', 'plain', 'koch'")
-        if not 0 < margin < math.inf:
-            raise MultifslError(f"margin must be a number above 0, not {margin!r}")
-        if score not in ("mean", "max"):
-            raise MultifslError(f"no score {score!r}; known: 'mean', 'max'")
-        if not isinstance(balanced, bool) or not isinstance(normalise, bool | None):
-            raise MultifslError(
-                f"balanced is True or False, normalise that or None; not {balanced!r} and {normalise!r}"
-            )
+        check_choice("loss", loss, ("squared", "plain", "koch"))
+        check_choice("score", score, ("mean", "max"))
+        check_positive(margin=margin)
+        check_flags(balanced=balanced, normalise=True if normalise is None else normalise)
         self.loss, self.margin, self.balanced, self.score = loss, margin, balanced, score
         self.normalise = loss != "koch" if normalise is None else normalise
         if loss == "koch":

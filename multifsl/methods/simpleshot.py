@@ -15,7 +15,6 @@ Departures. The paper names a class and no probabilities; here they are the soft
 is the paper's class for any temperature. m is the mean over some thousands of the train items, evenly spread, where there are more.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -27,6 +26,7 @@ from multifsl.episode import Batch, Inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import ClassSums, full_precision, mask_absent, squared_distances
 from multifsl.method import EmbeddingMethod
+from multifsl.options import check_choice, check_positive
 
 
 class Simpleshot(EmbeddingMethod):
@@ -54,10 +54,8 @@ class Simpleshot(EmbeddingMethod):
         self, encoder: Encoder, *, transform: Literal["cl2n", "l2n", "un"] = "cl2n", temperature: float = 1.0
     ) -> None:
         super().__init__(encoder)
-        if transform not in ("cl2n", "l2n", "un"):
-            raise MultifslError(f"no transform {transform!r}; known: 'cl2n', 'l2n', 'un'")
-        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-            raise MultifslError(f"temperature must be a number above 0, not {temperature!r}")
+        check_choice("transform", transform, ("cl2n", "l2n", "un"))
+        check_positive(temperature=temperature)
         self.transform, self.temperature = transform, temperature
         self.register_buffer("base_mean", torch.zeros(encoder.dim))
 

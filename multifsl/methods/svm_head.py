@@ -24,11 +24,10 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
-from multifsl.errors import MultifslError
 from multifsl.functional import (
     Examples,
     class_inverses,
@@ -40,6 +39,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import EmbeddingMethod
+from multifsl.options import check_counts, check_positive
 
 
 class SvmHeadState(NamedTuple):
@@ -68,6 +68,7 @@ class SvmHead(EmbeddingMethod):
     tensor([[ 0.5000, -0.5000]])
     """
 
+    log_scale: Tensor
     family = "metric"
 
     def __init__(
@@ -80,19 +81,10 @@ class SvmHead(EmbeddingMethod):
         iterations: int = 20,
     ) -> None:
         super().__init__(encoder)
-        for name, value in (("c", c), ("smoothing", smoothing)):
-            if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise MultifslError(f"{name} must be a number above 0, not {value!r}")
-        if scale != "learned" and not (isinstance(scale, int | float) and 0 < scale < math.inf):
-            raise MultifslError(f"scale must be a number above 0 or 'learned', not {scale!r}")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise MultifslError(f"iterations must be a whole number of at least 1, not {iterations!r}")
-        self.c, self.smoothing, self.scale, self.iterations = c, smoothing, scale, iterations
-        log_scale = torch.tensor(math.log(1.0 if scale == "learned" else scale))
-        if scale == "learned":
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale, persistent=False)
+        check_positive(c=c, smoothing=smoothing)
+        check_counts(iterations=iterations)
+        self.c, self.smoothing, self.iterations = c, smoothing, iterations
+        self.number_or_learned("scale", scale, 1.0)
 
     def adapt(self, support: Batch, present: Tensor) -> SvmHeadState:
         assert isinstance(support.x, Tensor)

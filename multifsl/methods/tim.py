@@ -18,7 +18,6 @@ embeddings of a task hardly differ, adm amplifies rounding by the round, and its
 Shape letters: S support items, Q queries, N ways, D embedding width.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -26,7 +25,6 @@ from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch
-from multifsl.errors import MultifslError
 from multifsl.functional import (
     Examples,
     adam_step,
@@ -38,6 +36,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import TransductiveMethod
+from multifsl.options import check_choice, check_counts, check_not_negative, check_positive
 
 NEVER = -1e9  # as a logit; finite, so that 0 log 0 is 0
 
@@ -76,15 +75,10 @@ class Tim(TransductiveMethod):
         entropy_weight: float = 0.1,
     ) -> None:
         super().__init__(encoder)
-        if solver not in ("adm", "gd"):
-            raise MultifslError(f"no solver {solver!r}; known: 'adm', 'gd'")
-        if steps is not None and not (isinstance(steps, int) and steps >= 1):
-            raise MultifslError(f"steps must be a whole number of at least 1, or None, not {steps!r}")
-        for name, value in (("lr", lr), ("scale", scale), ("support_weight", support_weight)):
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise MultifslError(f"{name} must be a number above 0, not {value!r}")
-        if not (isinstance(entropy_weight, int | float) and 0 <= entropy_weight < math.inf):
-            raise MultifslError(f"entropy_weight must be a number of at least 0, not {entropy_weight!r}")
+        check_choice("solver", solver, ("adm", "gd"))
+        check_counts(steps=1 if steps is None else steps)
+        check_positive(lr=lr, scale=scale, support_weight=support_weight)
+        check_not_negative(entropy_weight=entropy_weight)
         self.solver, self.lr, self.scale = solver, lr, scale
         self.steps = steps if steps is not None else 150 if solver == "adm" else 1000
         self.support_weight, self.entropy_weight = support_weight, entropy_weight

@@ -118,9 +118,9 @@ def test_the_defaults_learn_at_the_lengths_that_encoders_give(length: float) -> 
     [
         ({"steps": 0}, "steps must be a whole number from 1, not 0"),
         ({"lr": 0.0}, "lr must be a number above 0, not 0.0"),
-        ({"momentum": 1.0}, "momentum must be a number from 0 to below 1, not 1.0"),
+        ({"momentum": 1.0}, "momentum must be a number from 0 and below 1, not 1.0"),
         ({"dampening": 1.5}, "dampening must be a number from 0 to 1, not 1.5"),
-        ({"weight_decay": -1.0}, "weight_decay must be a number of 0 or more, not -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be a number of at least 0, not -1.0"),
     ],
 )
 def test_bad_options_say_so(options: dict[str, Any], message: str) -> None:

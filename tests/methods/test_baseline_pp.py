@@ -112,12 +112,12 @@ def test_an_answer_can_be_repeated_and_the_support_set_gets_no_gradient() -> Non
     ("options", "message"),
     [
         ({"scale": 0.0}, "scale must be a number above 0, not 0.0"),
-        ({"learned_norms": 1}, "learned_norms is True or False, not 1"),
+        ({"learned_norms": 1}, "learned_norms must be True or False, not 1"),
         ({"steps": 2.5}, "steps must be a whole number from 1, not 2.5"),
         ({"lr": -1.0}, "lr must be a number above 0, not -1.0"),
-        ({"momentum": -0.1}, "momentum must be a number from 0 to below 1, not -0.1"),
+        ({"momentum": -0.1}, "momentum must be a number from 0 and below 1, not -0.1"),
         ({"dampening": -1.0}, "dampening must be a number from 0 to 1, not -1.0"),
-        ({"weight_decay": -1.0}, "weight_decay must be a number of 0 or more, not -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be a number of at least 0, not -1.0"),
     ],
 )
 def test_bad_options_say_so(options: dict[str, Any], message: str) -> None:

@@ -99,7 +99,7 @@ def test_queries_of_one_class_only() -> None:
     [
         ("scale=0", "scale must be a number above 0, not 0"),
         ("scale='x'", "scale must be a number above 0, not 'x'"),
-        ("top=0", "top must be a whole number of at least 1, or None, not 0"),
+        ("top=0", "top must be a whole number from 1, not 0"),
         ("shift=1", "shift must be True or False, not 1"),
     ],
 )

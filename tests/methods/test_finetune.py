@@ -197,7 +197,7 @@ def test_adam_equals_torch() -> None:
         ("lr=0", "lr must be a number above 0, not 0"),
         ("head_lr='fast'", "head_lr must be a number above 0, not 'fast'"),
         ("head='mlp'", "no head 'mlp'; known: 'cosine', 'linear'"),
-        ("early_stop='yes'", "no early_stop 'yes'; known: True, False"),
+        ("early_stop='yes'", "early_stop must be True or False, not 'yes'"),
         ("trainable='conv'", "'conv' fits none of the encoder's 2 parameters"),
         ("max_way=5", "unexpected keyword argument 'max_way'"),
     ],

@@ -137,8 +137,8 @@ def test_the_mean_of_the_train_classes_is_kept_with_the_method() -> None:
     ("options", "message"),
     [
         ("smoothness=-1", "smoothness must be a number of at least 0, not -1"),
-        ("neighbours=0", "neighbours must be a whole number of at least 1, not 0"),
-        ("steps=2.0", "steps must be a whole number of at least 1, not 2.0"),
+        ("neighbours=0", "neighbours must be a whole number from 1, not 0"),
+        ("steps=2.0", "steps must be a whole number from 1, not 2.0"),
         ("rectify='no'", "rectify must be True or False, not 'no'"),
         ("transform='l1'", "no transform 'l1'; known: 'cl2n', 'l2n', 'un'"),
     ],

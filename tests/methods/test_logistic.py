@@ -151,8 +151,8 @@ def test_float32_agrees_with_float64() -> None:
         ("logistic(c='learned')", "c must be a number above 0, not 'learned'"),
         ("logistic(normalise=1)", "normalise must be True or False, not 1"),
         ("logistic(scale=0.0)", "scale must be a number above 0 or 'learned', not 0.0"),
-        ("logistic(iterations=0)", "iterations must be a whole number of at least 1, not 0"),
-        ("logistic(iterations=2.5)", "iterations must be a whole number of at least 1, not 2.5"),
+        ("logistic(iterations=0)", "iterations must be a whole number from 1, not 0"),
+        ("logistic(iterations=2.5)", "iterations must be a whole number from 1, not 2.5"),
     ],
 )
 def test_bad_options_say_what_is_allowed(spec: str, message: str) -> None:

@@ -190,8 +190,8 @@ def test_a_class_without_support_is_never_the_answer() -> None:
     ("options", "message"),
     [
         ("fce='yes'", "fce must be True or False, not 'yes'"),
-        ("processing_steps=0", "processing_steps must be a whole number of at least 1, not 0"),
-        ("processing_steps=1.5", "processing_steps must be a whole number of at least 1, not 1.5"),
+        ("processing_steps=0", "processing_steps must be a whole number from 1, not 0"),
+        ("processing_steps=1.5", "processing_steps must be a whole number from 1, not 1.5"),
         ("temperature=0", "temperature must be a number above 0 or 'learned', not 0"),
         ("temperature='cold'", "temperature must be a number above 0 or 'learned', not 'cold'"),
     ],

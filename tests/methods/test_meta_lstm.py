@@ -262,7 +262,7 @@ def test_serving_keeps_no_graph_of_the_lstm() -> None:
         ("hidden=2.5", "hidden must be a whole number from 1, not 2.5"),
         ("lr=1.0", "lr, where a gate begins, must be a number between 0 and 1, not 1.0"),
         ("lr='fast'", "lr, where a gate begins, must be a number between 0 and 1, not 'fast'"),
-        ("second_order='both'", "no second_order 'both'; known: True, False"),
+        ("second_order='both'", "second_order must be True or False, not 'both'"),
         ("head='none'", "no head 'none'"),
     ],
 )

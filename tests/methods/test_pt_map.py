@@ -131,8 +131,8 @@ def test_a_hard_transport_stays_finite() -> None:
         ("power=0", "power must be a number above 0, not 0"),
         ("scale=None", "scale must be a number above 0, not None"),
         ("rate=1.5", "rate must be a number above 0 and at most 1, not 1.5"),
-        ("steps=0", "steps must be a whole number of at least 1, not 0"),
-        ("sinkhorn_steps=0", "sinkhorn_steps must be a whole number of at least 1, not 0"),
+        ("steps=0", "steps must be a whole number from 1, not 0"),
+        ("sinkhorn_steps=0", "sinkhorn_steps must be a whole number from 1, not 0"),
         ("centre=0", "centre must be True or False, not 0"),
     ],
 )

@@ -124,7 +124,7 @@ def test_the_mean_does_not_grow_with_the_shots_and_the_sum_does() -> None:
     ("options", "message"),
     [
         ("loss='hinge'", "no loss 'hinge'; known: 'mse', 'cross_entropy'"),
-        ("hidden=0", "hidden must be a whole number of at least 1, not 0"),
+        ("hidden=0", "hidden must be a whole number from 1, not 0"),
         ("pool='max'", "no pool 'max'; known: 'sum', 'mean'"),
     ],
 )

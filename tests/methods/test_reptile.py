@@ -224,7 +224,7 @@ def test_what_is_not_adapted_is_frozen() -> None:
     ("options", "message"),
     [
         ("optimizer='adamw'", "no optimizer 'adamw'; known: 'adam', 'sgd'"),
-        ("carry='yes'", "no carry 'yes'; known: True, False"),
+        ("carry='yes'", "carry must be True or False, not 'yes'"),
         ("steps=0", "steps must be a whole number from 1, not 0"),
         ("test_steps=None", "test_steps must be a whole number from 1, not None"),
         ("batch_size=0", "batch_size must be a whole number from 1, not 0"),

@@ -186,8 +186,8 @@ def test_koch_prefers_the_closer_pair_before_training() -> None:
         ("loss='triplet'", "no loss 'triplet'; known: 'squared', 'plain', 'koch'"),
         ("margin=0", "margin must be a number above 0, not 0"),
         ("score='min'", "no score 'min'; known: 'mean', 'max'"),
-        ("balanced='no'", "balanced is True or False"),
-        ("normalise=1", "normalise that or None; not True and 1"),
+        ("balanced='no'", "balanced must be True or False, not 'no'"),
+        ("normalise=1", "normalise must be True or False, not 1"),
     ],
 )
 def test_bad_options(options: str, message: str) -> None:

@@ -205,7 +205,7 @@ def test_float32_agrees_with_float64() -> None:
         ("svm_head(c=0)", "c must be a number above 0, not 0"),
         ("svm_head(smoothing=0.0)", "smoothing must be a number above 0, not 0.0"),
         ("svm_head(scale='fixed')", "scale must be a number above 0 or 'learned', not 'fixed'"),
-        ("svm_head(iterations=0)", "iterations must be a whole number of at least 1, not 0"),
+        ("svm_head(iterations=0)", "iterations must be a whole number from 1, not 0"),
     ],
 )
 def test_bad_options_say_what_is_allowed(spec: str, message: str) -> None:

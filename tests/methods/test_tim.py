@@ -136,7 +136,7 @@ def test_the_steps_are_the_papers() -> None:
     ("options", "message"),
     [
         ("solver='lbfgs'", "no solver 'lbfgs'; known: 'adm', 'gd'"),
-        ("steps=0", "steps must be a whole number of at least 1, or None, not 0"),
+        ("steps=0", "steps must be a whole number from 1, not 0"),
         ("lr=0", "lr must be a number above 0, not 0"),
         ("scale=-1", "scale must be a number above 0, not -1"),
         ("support_weight=0.0", "support_weight must be a number above 0, not 0.0"),
