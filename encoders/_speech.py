@@ -327,19 +327,28 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
             out = x * gain.to(x.dtype) + bias.to(x.dtype)
             return out if mask is None else out * mask
         if mask is None:
-            momentum = self._count()
             four = x if x.ndim == 2 else x[:, :, None]  # [B, C, 1, F]: the kernel for channels-last memory
-            out = F.batch_norm(four, self.running_mean, self.running_var, None, None, True, momentum, self.eps)
+            # The op keeps the buffers for its backward pass: ours, which the next masked batch changes, would not do.
+            mean, var = (None if r is None else x.new_zeros(r.shape, dtype=r.dtype) for r in self._running())
+            out = F.batch_norm(four, mean, var, None, None, True, 1.0, self.eps)
+            self._note(mean, var)
             return out.view_as(x) * gain.to(x.dtype) + bias.to(x.dtype)
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         return self._normalize_valid(precise, mask, gain, bias).to(x.dtype)
 
-    def _count(self) -> float:
-        """Count this batch, where that is kept; the weight with which it enters the running statistics."""
+    def _running(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.running_mean, self.running_var
+
+    @torch.no_grad()
+    def _note(self, mean: Tensor | None, var: Tensor | None) -> None:
+        """Move the running statistics by those of a batch, [C], and count it, where that is kept."""
         if self.num_batches_tracked is None or self.running_mean is None:
-            return 0.0
+            return
         self.num_batches_tracked.add_(1)
-        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        for running, now in zip(self._running(), (mean, var), strict=True):
+            if running is not None and now is not None:
+                running.mul_(1 - momentum).add_(now.to(running.dtype), alpha=momentum)  # lerp_ lacks a vmap rule
 
     def _normalize_valid(self, x: Tensor, mask: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         over = (0, 2) if x.ndim == 3 else (0,)
@@ -347,12 +356,5 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
         mean = (x * mask).sum(over, keepdim=True) / count
         centred = (x - mean) * mask
         var = centred.square().sum(over, keepdim=True) / count
-        momentum = self._count()
-        if self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                unbiased = var * count / (count - 1).clamp(min=1)
-                for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
-                    running.mul_(1 - momentum).add_(
-                        now.flatten().to(running.dtype), alpha=momentum
-                    )  # lerp_ lacks a vmap rule
+        self._note(mean.detach().flatten(), (var.detach() * count / (count - 1).clamp(min=1)).flatten())
         return centred * ((var + self.eps).rsqrt() * gain) + bias * mask

@@ -375,6 +375,14 @@ def test_masked_norm_is_batch_norm_over_the_valid_frames_end_to_end() -> None:
     close(ours.state_dict(), theirs.state_dict())
 
 
+def test_a_batch_with_padding_may_come_between_one_without_and_its_backward_pass() -> None:
+    """As in a step over several tasks, of which some have clips of one length."""
+    norm, x = MaskedBatchNorm1d(3), torch.randn(4, 3, requires_grad=True)
+    loss = norm(x).square().sum() + norm(x, torch.tensor([[True], [True], [True], [False]])).square().sum()
+    loss.backward()
+    assert x.grad is not None and norm.num_batches_tracked == 2
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_second_order_steps_of_the_norm_are_right_under_vmap(masked: bool) -> None:
     """The trap: the fused gain gives right losses and wrong meta-gradients. The oracle is the loop over tasks."""
