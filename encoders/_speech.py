@@ -309,12 +309,14 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
     """nn.BatchNorm1d over valid frames alone: [B, C, F] with mask [B, 1, F], or [B, C] with mask [B, 1].
 
     What is not valid counts in no statistic and comes out as 0. Gain and bias are applied outside the fused op: inside,
-    vmap over a second-order step gives wrong gradients (torch 2.14).
+    vmap over a second-order step gives wrong gradients (torch 2.14); `gain_outside` says so to `multifsl.norms`.
 
     >>> norm = MaskedBatchNorm1d(1)
     >>> norm(torch.tensor([[[1.0, 3.0, 50.0]]]), torch.tensor([[[True, True, False]]])).detach().round(decimals=3)
     tensor([[[-1.,  1.,  0.]]])
     """
+
+    gain_outside = True
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         assert x.ndim in (2, 3) and (mask is None or mask.ndim == x.ndim)

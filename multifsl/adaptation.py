@@ -31,7 +31,7 @@ from multifsl.errors import MultifslError
 from multifsl.functional import full_precision, mask_absent, masked_cross_entropy, without_autocast
 from multifsl.method import Method, Output, check_support, row
 from multifsl.norms import apply_gains_outside, batch_norms
-from multifsl.options import check_choice
+from multifsl.options import check_choice, check_counts, check_flags
 
 Weights = dict[str, Tensor]
 
@@ -52,8 +52,9 @@ class AdaptationMethod(Method):
         trainable: what is adapted beside the head: "head", nothing; "last", the encoder's last block and what follows it;
             "all"; or a regular expression that is searched for in the encoder's parameter names (see `last_block`).
         max_way: outputs of a fixed head; 5 where neither this nor a run says otherwise.
-        head: "fixed", a learned row for each of max_way places, as in the papers; or "shared", one learned row that every
-            class starts from, for any number of classes, in any order (Ye and Chao, ICLR 2022).
+        head: "fixed", a learned row for each of max_way places, as in the papers; or "shared", one row that every class
+            starts from, for any number of classes, in any order (Ye and Chao, ICLR 2022). Equal rows cancel out in the softmax:
+            where weights move by their gradients, neither the row nor, in the first step, the encoder gets any.
         batch_norm: how queries are normalised at evaluation, "support" or "query"; see the page's top.
         vectorize: run the tasks of a meta-batch together, by torch.vmap, where the encoder is adapted. Pays on accelerators
             with small networks; on a CPU the loop over tasks is faster for convolutions. (Heads are always run together.)
@@ -72,8 +73,8 @@ class AdaptationMethod(Method):
         super().__init__(encoder)
         check_choice("head", head, ("fixed", "shared"))
         check_choice("batch_norm", batch_norm, ("support", "query"))
-        if max_way is not None and (not isinstance(max_way, int) or max_way < 1):
-            raise MultifslError(f"max_way must be a whole number from 1, not {max_way!r}")
+        check_flags(vectorize=vectorize)
+        check_counts(max_way=1 if max_way is None else max_way)
         self.trainable, self.vectorize = trainable, vectorize
         self.batch_norm: str = batch_norm
         self.max_way = None if head == "shared" else 5 if max_way is None else max_way
@@ -84,6 +85,10 @@ class AdaptationMethod(Method):
         self.adapted = chosen_parameters(encoder, trainable)
         self.takes_embeddings = not self.adapted
         self.norms = [] if self.takes_embeddings else batch_norms(encoder)
+        if batch_norm == "query" and self.takes_embeddings and batch_norms(encoder):
+            raise MultifslError(
+                "batch_norm='query' has no part where trainable='head': embeddings are made by the encoder's running statistics"
+            )
         self.inner_batch_statistics = True  # else at evaluation the inner loop takes those that the layers hold
         self.transductive = bool(self.norms) and batch_norm == "query"
         if vectorize:
@@ -133,7 +138,11 @@ class AdaptationMethod(Method):
             return full_precision(x)
         own = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
         layers = self.blank_statistics(x) if layers is None else layers
-        return full_precision(functional_call(self.encoder, own | layers, (x,)))
+        return full_precision(functional_call(self.encoder, self.constants() | own | layers, (x,)))
+
+    def constants(self) -> Weights:
+        """Parameters of the encoder that take part without a gradient, which saves their share of every pass."""
+        return {}
 
     def loss(self, weights: Weights, support: Batch, present: Tensor, *, layers: Weights | None = None) -> Tensor:
         """Mean cross-entropy of a batch under some weights."""
@@ -310,9 +319,11 @@ class AdaptationMethod(Method):
                 continue
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.add_(1)
-            keep = 0.0 if norm.momentum is None else 1 - norm.momentum
-            norm.running_mean.mul_(keep).add_(noted[f"{name}.running_mean"])
-            norm.running_var.mul_(keep).add_(noted[f"{name}.running_var"])
+            # What is noted is momentum * statistic, or the statistic, of which None wants the average over all tasks.
+            share = 1.0 if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+            keep = 1 - (share if norm.momentum is None else norm.momentum)
+            norm.running_mean.mul_(keep).add_(noted[f"{name}.running_mean"], alpha=share)
+            norm.running_var.mul_(keep).add_(noted[f"{name}.running_var"], alpha=share)
 
 
 class TransferAdaptation(AdaptationMethod):
@@ -329,6 +340,9 @@ class TransferAdaptation(AdaptationMethod):
         super().__init__(encoder, trainable=trainable, head="shared", vectorize=vectorize)
         self.linear.requires_grad_(False)  # stands unused: the head comes from the support set
         self.norms = []  # none that would take a task's statistics
+
+    def constants(self) -> Weights:
+        return {name: p.detach() for name, p in self.encoder.named_parameters() if name not in self.adapted}
 
     def encode(self, episodes: Episode) -> Episode:
         with evaluating(self.encoder):

@@ -25,7 +25,7 @@ from torch import Tensor
 from multifsl.encoder import Encoder, no_downloads
 from multifsl.errors import BadFile, MultifslError
 from multifsl.method import Method
-from multifsl.registry import build, find, names, parse, resolved
+from multifsl.registry import build, filled_in, find, names, parse, resolved
 
 SCHEMA = 1
 MAX_JSON_BYTES = 64 * 2**20
@@ -250,8 +250,8 @@ def load_run(
 ) -> Run:
     """A finished run.
 
-    method: take this instead of the run's own, way: for so many classes. Of the same name, it takes over all weights, such
-    as MAML with other steps; of another, the encoder's alone.
+    method: take this instead of the run's own. Of the same name, it takes over all weights, and the options that it leaves open,
+    such as MAML with other steps; of another, the encoder's weights alone, for `way` classes.
 
     Raises:
         MultifslError: no run there, or one that is still training. BadFile: a damaged one, with the reason.
@@ -264,9 +264,18 @@ def load_run(
     source = path / "model.safetensors"
     load_weights(built, tensors, source)
     if method is not None:
-        other: Method = build("methods", method, encoder=built.encoder, way=built.max_way or way)
-        if type(other) is type(built):
-            load_weights(other, tensors, source)
+        same = find("methods", parse(method)[0].name) is type(built)
+        method = filled_in(method, info["method"]) if same else method
+        other: Method = build("methods", method, encoder=built.encoder, way=way)
+        if same:
+            try:
+                load_weights(other, tensors, source)
+            except BadFile as error:
+                raise MultifslError(
+                    f"the run's method, {info['method']}, has not the weights for {method}: {error}"
+                ) from error
+        else:
+            other.warn_of_random_weights()
         built, info = other, {**info, "method": method}
     return Run(path, built.to(device).eval(), info)
 

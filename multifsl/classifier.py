@@ -4,6 +4,7 @@ Shape letters: S support items, Q queries, N classes, D embedding width.
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,9 +281,21 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return model
 
     @classmethod
-    def from_run(cls, run: Path | str, *, device: str = "auto", allow_download: bool = False) -> Self:
-        """A classifier, not yet fitted, on the encoder and the method of a training run."""
-        loaded = load_run(run, device=pick_device(device), allow_download=allow_download)
+    def from_run(
+        cls,
+        run: Path | str,
+        *,
+        method: str | None = None,
+        way: int | None = None,
+        device: str = "auto",
+        allow_download: bool = False,
+    ) -> Self:
+        """A classifier, not yet fitted, on the encoder and the method of a training run.
+
+        method: instead of the run's own. Of the same name, it takes over the run's weights, such as MAML with more steps; of
+        another, the encoder's alone, and is made for `way` classes.
+        """
+        loaded = load_run(run, method=method, way=way, device=pick_device(device), allow_download=allow_download)
         return cls(loaded.method.encoder, loaded.method, device=device)
 
     # ---- inside ----
@@ -303,7 +316,26 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             method: Any = self.method
         else:
             method = build("methods", self.method, encoder=encoder, way=max(2, len(np.unique(labels))))
+            method.warn_of_random_weights()
+        self._warn(method, labels)
         return method.to(pick_device(self.device)).eval()  # type: ignore[no-any-return]
+
+    def _warn(self, method: Method, labels: np.ndarray) -> None:
+        """Of what would give poor answers without a word."""
+        name = resolved(method)
+        if len(np.unique(labels)) == 1:
+            warnings.warn("there is one class only: every answer will be that one", stacklevel=4)
+        if method.transductive:
+            warnings.warn(
+                f"{name} is transductive: it answers all items of one `predict` together, and expects some of every class there",
+                stacklevel=4,
+            )
+        if method.wants_base and not method.saw_base:
+            warnings.warn(
+                f"{name} centres embeddings by the mean of train classes, and has seen none: take a run of it, call its "
+                "`learn_base`, or say transform='l2n'",
+                stacklevel=4,
+            )
 
     def _checked(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, np.ndarray]:
         """Items and labels that fit together."""
@@ -355,7 +387,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Items, all of which must be readable, as the method takes them: embeddings [B, D], or what the encoder reads."""
         where, encoder = pick_device(self.device), method.encoder
         if isinstance(encoder, Features):
-            return torch.tensor(X, dtype=torch.float32 if where.type == "mps" else None, device=where)  # a copy
+            weights = [p.dtype for p in method.parameters() if p.ndim > 0]  # layers take their own type alone
+            dtype = weights[0] if weights else torch.float32 if where.type == "mps" else None
+            return torch.tensor(X, dtype=dtype, device=where)  # a copy
         _check_sequence(X)
         if len(X) == 0:
             raise MultifslError("X has no items")

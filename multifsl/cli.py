@@ -271,13 +271,14 @@ def fit(
     from multifsl.classifier import FewShotClassifier
     from multifsl.evaluation import DEFAULT_METHOD
 
+    items = task.items("all")
     if run is not None:
-        classifier = FewShotClassifier.from_run(run, device=device, allow_download=allow_download)
-        if method is not None:
-            classifier.set_params(method=method)
+        way = len(items.class_names)
+        classifier = FewShotClassifier.from_run(
+            run, method=method, way=way, device=device, allow_download=allow_download
+        )
     else:
         classifier = FewShotClassifier(encoder, method or DEFAULT_METHOD, device=device)
-    items = task.items("all")
     _fit(classifier, items, task)
     classifier.save(model, overwrite=overwrite)
     print(

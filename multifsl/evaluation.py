@@ -101,12 +101,14 @@ def evaluate(
         raise MultifslError(f"an interval needs at least 2 episodes, not {episodes}")
     check_way(way)
     where = pick_device(device)
+    trained_on: Any = None
     if run is not None:
         if encoder is not None:
             raise MultifslError("evaluate takes a run or an encoder, not both")
         loaded = load_run(run, method=method, way=highest(way), device=where, allow_download=allow_download)
         learner, info = loaded.method, loaded.info
-        task = info.get("task") if task is None else task
+        trained_on = info.get("task")
+        task = trained_on if task is None else task
         if not isinstance(task, str | Task):
             raise BadFile(f"{run} names no task")
     elif encoder is None or task is None:
@@ -119,11 +121,13 @@ def evaluate(
         if not network.published and isinstance(encoder, str):
             warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=2)
         learner = build("methods", method or DEFAULT_METHOD, encoder=network, way=highest(way)).to(where)
+        learner.warn_of_random_weights()
     check_modality(learner, data)
     if learner.max_way is not None and highest(way) > learner.max_way:
         raise MultifslError(f"{resolved(learner)} tells at most {learner.max_way} classes apart, not {highest(way)}")
-    if learner.wants_base and (run is None or method is not None):
-        learn_base(learner.eval(), data.items("train"), progress)
+    if learner.wants_base and not learner.saw_base:
+        base = data if run is None or trained_on in (None, task) else build("tasks", trained_on, data_root=data_root)
+        learn_base(learner.eval(), base.items("train"), progress)
     scores = episode_accuracies(
         learner, data.items(split), way=way, shot=shot, query=query, episodes=episodes, seed=seed,
         disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes,

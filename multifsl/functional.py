@@ -103,7 +103,7 @@ def euclidean_distances(a: Tensor, b: Tensor) -> Tensor:
     tensor([[5., 0.]])
     """
     squared = squared_distances(a, b)
-    apart = squared > 0
+    apart = ~(squared <= 0)  # NaN stays NaN
     return squared.where(apart, 1.0).sqrt().where(apart, 0.0)
 
 
@@ -263,9 +263,10 @@ class ClassSums(NamedTuple):
 
 
 def moved_to_support(queries: Tensor, real: Tensor, support: Examples) -> Tensor:
-    """Queries [Q, D] moved by one vector, so that the mean of those that are real [Q] is the mean of the support items.
+    """Queries [Q, D] moved by one vector, so that the mean of those that are real [Q] is the mean of the class means.
 
-    Fewer queries than classes stay where they are: they cannot be of all classes, so that their mean tells nothing of a bias.
+    With as many support items in each class, that is the mean of the support items. Fewer queries than classes stay where they
+    are: they cannot be of all classes, so that their mean tells nothing of a bias.
 
     >>> support = Examples(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), torch.tensor([True, True]))
     >>> moved_to_support(torch.tensor([[5.0], [7.0], [9.0]]), torch.tensor([True, True, False]), support)
@@ -273,8 +274,8 @@ def moved_to_support(queries: Tensor, real: Tensor, support: Examples) -> Tensor
             [3.],
             [5.]])
     """
-    valid = support.y >= 0
-    mean_support = support.x.where(valid.unsqueeze(1), 0.0).sum(0) / valid.sum().clamp(min=1)
+    means = ClassSums.of(support.x, support.y, support.present).means()  # 0 for an absent class
+    mean_support = means.sum(0) / support.present.sum().clamp(min=1)
     mean_query = queries.where(real.unsqueeze(1), 0.0).sum(0) / real.sum().clamp(min=1)
     return queries + (mean_support - mean_query).where(real.sum() >= support.present.sum(), 0.0)
 
@@ -348,4 +349,5 @@ def class_inverses(kernel: Tensor, weight: Tensor) -> Tensor:
     root = weight.sqrt()
     outer = root.unsqueeze(2) * root.unsqueeze(1)  # [N, S, S]
     eye = torch.eye(kernel.shape[0], dtype=kernel.dtype, device=kernel.device)
-    return outer * torch.cholesky_inverse(torch.linalg.cholesky_ex(outer * kernel + eye)[0])
+    factor = torch.linalg.cholesky_ex(outer * kernel + eye)[0]
+    return outer * torch.cholesky_solve(eye.expand_as(factor), factor)  # cholesky_inverse may wait for an accelerator

@@ -16,14 +16,14 @@ class StepRates(nn.Module):
 
     Antoniou, Edwards, Storkey: How to train your MAML, ICLR 2019, section 4.
 
-    >>> StepRates(["a", "b"], steps=3, lr=0.1)(7)["b"]
+    >>> StepRates({"a": 0.2, "b": 0.1}, steps=3)(7)["b"]
     tensor(0.1000, grad_fn=<UnbindBackward0>)
     """
 
-    def __init__(self, names: list[str], *, steps: int, lr: float) -> None:
+    def __init__(self, start: dict[str, float], *, steps: int) -> None:
         super().__init__()
-        self.names = names
-        self.rates = nn.Parameter(torch.full((steps, len(names)), lr))
+        self.names = list(start)
+        self.rates = nn.Parameter(torch.tensor(list(start.values())).repeat(steps, 1))
 
     def forward(self, step: int) -> Weights:
         """The rates of a step, by name."""
@@ -36,10 +36,10 @@ class WeightRates(nn.Module):
     Li, Zhou, Chen, Li: Meta-SGD, 2017, equation 2.
     """
 
-    def __init__(self, weights: Weights, *, lr: float) -> None:
+    def __init__(self, weights: Weights, start: dict[str, float]) -> None:
         super().__init__()
         self.names = list(weights)
-        self.rates = nn.ParameterList(torch.full_like(w, lr) for w in weights.values())
+        self.rates = nn.ParameterList(torch.full_like(w, start[name]) for name, w in weights.items())
 
     def forward(self, method: AdaptationMethod, n_ways: int) -> Weights:
         """The rates by name, the head's cut to its n_ways rows."""
@@ -75,6 +75,16 @@ class StepNorms(nn.Module):
         step = min(step, len(self.values[0]) - 1)
         affine = {name: value[step] for name, value in zip(self.names, self.values, strict=True)}
         return affine | {name: self.get_buffer(flat(name))[step] for name in self.running}
+
+    @torch.no_grad()
+    def copy_last(self, norms: list[tuple[str, Any]]) -> None:
+        """Give the layers the last step's values, for whoever uses the encoder without adaptation."""
+        of_last = {name: value[-1] for name, value in zip(self.names, self.values, strict=True)}
+        of_last |= {name: self.get_buffer(flat(name))[-1] for name in self.running}
+        for name, norm in norms:
+            for kind in ("weight", "bias", *_RUNNING):
+                if f"{name}.{kind}" in of_last:
+                    getattr(norm, kind).copy_(of_last[f"{name}.{kind}"])
 
 
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")

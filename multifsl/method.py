@@ -7,6 +7,7 @@ Shape letters: T tasks, S support items, Q queries, N ways, D embedding width, `
 """
 
 import math
+import warnings
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -41,7 +42,7 @@ class Method(nn.Module):
     `multifsl list methods`. learns_from: what it is meta-trained on, "episodes", or "classes", where the encoder is
     trained as a plain classifier of all train classes (`multifsl.base_training`, under a head of the kind `base_head`) and
     the method comes in afterwards.
-    wants_base: whether it wants to see embeddings of the train classes before it is used (`learn_base`).
+    wants_base: whether it wants to see embeddings of the train classes before it is used (`learn_base`); saw_base: whether it did.
     """
 
     max_way: int | None = None
@@ -51,7 +52,7 @@ class Method(nn.Module):
     family: ClassVar[Literal["metric", "memory", "optimisation", "transfer"]]
     learns_from: ClassVar[Literal["episodes", "classes"]] = "episodes"
     base_head: ClassVar[Literal["linear", "cosine"]] = "linear"
-    wants_base: ClassVar[bool] = False
+    wants_base: bool = False
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -62,17 +63,29 @@ class Method(nn.Module):
         return self
 
     def number_or_learned(self, name: str, value: float | Literal["learned"], start: float) -> None:
-        """Keep an option as `NAME`, and its logarithm as `log_NAME`: fixed, or, where it is "learned", trained from `start`.
+        """Keep an option as `NAME`; where it is "learned", train its logarithm, `log_NAME`, from that of `start`.
 
         Raises MultifslError where it is neither "learned" nor a number above 0.
         """
         check_number_or_learned(name, value)
         setattr(self, name, value)
-        log = torch.tensor(math.log(start if value == "learned" else value))
         if value == "learned":
-            self.register_parameter(f"log_{name}", nn.Parameter(log))
-        else:
-            self.register_buffer(f"log_{name}", log, persistent=False)
+            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(math.log(start))))
+
+    def number(self, name: str) -> Any:
+        """What such an option now is: the number that was given, or a tensor."""
+        value = getattr(self, name)
+        return getattr(self, f"log_{name}").exp() if value == "learned" else value
+
+    def warn_of_random_weights(self) -> None:
+        """Warn where the method, freshly built, has weights of its own that episodes would have to train."""
+        own = [p for name, p in self.named_parameters() if not name.startswith("encoder.") and p.numel() > 1]
+        if own and self.learns_from == "episodes":
+            warnings.warn(
+                f"the weights of {type(self).__name__} beside its encoder's are random: `multifsl train` trains them, and a run "
+                "(--run, or FewShotClassifier.from_run) has them",
+                stacklevel=3,
+            )
 
     def check_ways(self, n_ways: int) -> None:
         """Raises MultifslError where there are more classes than `max_way`."""
@@ -81,6 +94,10 @@ class Method(nn.Module):
                 f"this method tells at most {self.max_way} classes apart, not {n_ways}: train with --way {n_ways}, or with "
                 f"max_way={n_ways}"
             )
+
+    @property
+    def saw_base(self) -> bool:
+        return False
 
     def learn_base(self, z: Tensor) -> None:
         """Take note of embeddings [B, D] of the train classes, made by the encoder as it now is."""

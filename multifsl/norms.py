@@ -23,12 +23,16 @@ def batch_norms(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 class _LayerNorm(nn.LayerNorm):
+    gain_outside = True
+
     def forward(self, x: Tensor) -> Tensor:
         out = F.layer_norm(x, self.normalized_shape, None, None, self.eps)
         return _gained(out, self.weight, self.bias, out.shape[-len(self.normalized_shape) :])
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    gain_outside = True
+
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         shape = (1, -1, *[1] * (x.ndim - 2))
@@ -57,6 +61,7 @@ def _gained(x: Tensor, gain: Tensor | None, bias: Tensor | None, shape: Any) -> 
     return x if bias is None else x + bias.view(shape)
 
 
+_FUSED = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _CURED: dict[type[nn.Module], type[nn.Module]] = {
     nn.LayerNorm: _LayerNorm,
     nn.BatchNorm1d: _BatchNorm1d,
@@ -67,7 +72,8 @@ _CURED: dict[type[nn.Module], type[nn.Module]] = {
 def apply_gains_outside(module: nn.Module) -> None:
     """Let every LayerNorm and BatchNorm in a module apply its gain and bias outside the fused operation, for good.
 
-    The same function to rounding, with the same parameters. Raises MultifslError for InstanceNorm, which has no cure here.
+    The same function to rounding, with the same parameters. Raises MultifslError for kinds that have no cure here: InstanceNorm,
+    and layers of one's own, unless their class has `gain_outside = True`. What calls `F.layer_norm` by itself is not found.
 
     >>> import torch
     >>> net = nn.Sequential(nn.LayerNorm(4))
@@ -77,7 +83,14 @@ def apply_gains_outside(module: nn.Module) -> None:
     True
     """
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.affine:
-            raise MultifslError(f"{name} is an InstanceNorm with a gain, whose second derivative torch.vmap gets wrong")
         if type(layer) in _CURED:
             layer.__class__ = _CURED[type(layer)]
+        elif (
+            isinstance(layer, _FUSED)
+            and not hasattr(layer, "gain_outside")
+            and getattr(layer, "weight", None) is not None
+        ):
+            raise MultifslError(
+                f"{name} is a {type(layer).__name__} with a gain, whose second derivative torch.vmap gets wrong: take "
+                "vectorize=False, or apply the gain outside of the fused operation and say `gain_outside = True` in its class"
+            )

@@ -331,6 +331,17 @@ def resolved(thing: Any) -> str:
     return f"{name}({inside})" if inside else name
 
 
+def filled_in(spec: str, base: str) -> str:
+    """A method's spec, with the arguments that it leaves open as in `base`, one of the same name.
+
+    >>> filled_in("maml(test_steps=10)", "maml(lr=0.4, test_steps=1)")
+    'maml(lr=0.4, test_steps=10)'
+    """
+    given, known = _single("methods", spec), _single("methods", base)
+    inside = ", ".join(f"{k}={_literal(v)}" for k, v in {**known.kwargs, **given.kwargs}.items())
+    return f"{given.name}({inside})" if inside else given.name
+
+
 def _literal(value: Any) -> str:
     value = str(value) if isinstance(value, Path) else value
     text = repr(value)

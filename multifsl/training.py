@@ -43,7 +43,7 @@ LOG_EVERY = 20  # steps between looks at the loss; each look waits for the accel
 CHECKPOINT_SECONDS = 60.0
 VALIDATIONS = 12  # spread evenly over a run
 VALIDATION_EPISODES = 400
-COSTLY_VALIDATION_EPISODES = 100  # where each runs an inner loop through the encoder
+COSTLY_VALIDATION_EPISODES = 100  # where each runs an inner loop through the encoder, or many rounds over its queries
 VALIDATION_SHARE = 0.25  # of the time of a run given in minutes: beyond, a validation is left out, but for the last
 VALIDATION_SEED = 2**31 - 1  # not one that people pick: these episodes choose the weights
 
@@ -195,7 +195,8 @@ def train(
             judge = build("methods", "prototypical(distance='cosine')", encoder=network).to(where)
         if judge.wants_base:
             learn_base(judge, _seen(source))
-        episodes = VALIDATION_EPISODES if judge.takes_embeddings else COSTLY_VALIDATION_EPISODES
+        cheap = judge.takes_embeddings and not judge.transductive
+        episodes = VALIDATION_EPISODES if cheap else COSTLY_VALIDATION_EPISODES
         with warnings.catch_warnings(action="ignore"):  # said when the run began
             scores = episode_accuracies(judge, held_out, episodes=episodes, seed=VALIDATION_SEED, **val_shape)
         latest = float(scores.mean())

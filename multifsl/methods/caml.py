@@ -90,6 +90,8 @@ class Caml(EmbeddingMethod):
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.output = nn.Linear(width, max_way, bias=False)
+        if freeze:
+            encoder.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -97,10 +99,6 @@ class Caml(EmbeddingMethod):
         if self.freeze:
             self.encoder.eval()
         return self
-
-    def encode(self, episodes: Episode) -> Episode:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            return super().encode(episodes)
 
     def adapt(self, support: Batch, present: Tensor) -> Examples:
         assert isinstance(support.x, Tensor) and self.max_way is not None

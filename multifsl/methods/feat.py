@@ -42,7 +42,7 @@ from multifsl.functional import (
     without_autocast,
 )
 from multifsl.method import EmbeddingMethod, Output
-from multifsl.options import check_below_one, check_choice, check_not_negative, check_positive
+from multifsl.options import check_below_one, check_choice, check_counts, check_not_negative, check_positive
 
 
 class FeatState(NamedTuple):
@@ -91,7 +91,8 @@ class Feat(EmbeddingMethod):
             temperature = float(min(64, encoder.dim)) if distance == "euclidean" else 0.1
         contrast_temperature = temperature if contrast_temperature is None else contrast_temperature
         check_positive(temperature=temperature, contrast_temperature=contrast_temperature)
-        if not isinstance(heads, int) or heads < 1 or encoder.dim % heads:
+        check_counts(heads=heads)
+        if encoder.dim % heads:
             raise MultifslError(
                 f"heads must divide the encoder's width, {encoder.dim}, without rest; {heads!r} does not"
             )

@@ -26,27 +26,27 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from multifsl.centring import Centred
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch
 from multifsl.functional import (
     Examples,
     class_sums,
     cosine_similarities,
-    full_precision,
     mask_absent,
     moved_to_support,
     squared_distances,
     without_autocast,
 )
 from multifsl.method import TransductiveMethod
-from multifsl.options import check_choice, check_counts, check_flags, check_not_negative
+from multifsl.options import check_counts, check_flags, check_not_negative
 
 SCALE = 10.0  # of the cosines in the weights of rectified prototypes
 
 
-class LaplacianShot(TransductiveMethod):
+class LaplacianShot(Centred, TransductiveMethod):
     """Nearest class mean, smoothed over neighbouring queries.
 
     Args:
@@ -67,8 +67,6 @@ class LaplacianShot(TransductiveMethod):
 
     family = "transfer"
     learns_from = "classes"
-    wants_base = True
-    base_mean: Tensor
 
     def __init__(
         self,
@@ -84,20 +82,15 @@ class LaplacianShot(TransductiveMethod):
         check_not_negative(smoothness=smoothness)
         check_counts(neighbours=neighbours, steps=steps)
         check_flags(rectify=rectify)
-        check_choice("transform", transform, ("cl2n", "l2n", "un"))
-        self.smoothness, self.neighbours, self.steps = smoothness, neighbours, steps
-        self.rectify, self.transform = rectify, transform
-        self.register_buffer("base_mean", torch.zeros(encoder.dim))
-
-    def learn_base(self, z: Tensor) -> None:
-        self.base_mean.copy_(full_precision(z).mean(0))
+        self.centre(transform)
+        self.smoothness, self.neighbours, self.steps, self.rectify = smoothness, neighbours, steps, rectify
 
     def adapt(self, support: Batch, present: Tensor) -> Examples:
         assert isinstance(support.x, Tensor)
-        return Examples(self._transform(support.x, support.y >= 0), support.y, present)
+        return Examples(self.centring(support.x, support.y >= 0), support.y, present)
 
     def classify_together(self, state: Examples, x: Tensor, real: Tensor) -> Tensor:
-        x = self._transform(x, real)
+        x = self.centring(x, real)
         sums, counts = class_sums(state.x, state.y, state.present.shape[0])
         prototypes = sums / counts.clamp(min=1).unsqueeze(1)  # [N, D]
         if self.rectify:
@@ -116,13 +109,6 @@ class LaplacianShot(TransductiveMethod):
 
     def remove(self, state: Examples, label: int) -> Examples:
         return state.without(label)
-
-    def _transform(self, x: Tensor, valid: Tensor) -> Tensor:
-        x = full_precision(x)
-        if self.transform == "cl2n":
-            x = x - self.base_mean
-        x = x.where(valid.unsqueeze(1), 0.0)  # padding may hold NaN
-        return x if self.transform == "un" else nn.functional.normalize(x, dim=1)
 
 
 def _rectified(prototypes: Tensor, support: Examples, x: Tensor, real: Tensor) -> Tensor:

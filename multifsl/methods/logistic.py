@@ -71,7 +71,6 @@ class Logistic(EmbeddingMethod):
     tensor([[0.6626, 0.3374]])
     """
 
-    log_scale: Tensor
     family = "transfer"
 
     def __init__(
@@ -103,7 +102,7 @@ class Logistic(EmbeddingMethod):
         assert isinstance(x, Tensor)
         with without_autocast(x):
             logits = self._embedding(full_precision(x)) @ state.weight + state.bias
-        return mask_absent(self.log_scale.exp() * logits, state.support.present)
+        return mask_absent(self.number("scale") * logits, state.support.present)
 
     def update(self, state: LogisticState, support: Batch, present: Tensor) -> LogisticState:
         assert isinstance(support.x, Tensor)

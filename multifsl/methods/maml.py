@@ -3,8 +3,8 @@
 Finn, Abbeel, Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks. ICML 2017.
 https://arxiv.org/abs/1703.03400
 
-    theta_0 = theta,  theta_{k+1} = theta_k - lr * grad of L_support(theta_k),  k = 0..steps-1      (equation 1)
-    theta <- Adam step on the sum over tasks of L_query(theta_steps)                               (equation 2)
+    theta_0 = theta,  theta_{k+1} = theta_k - lr * grad of L_support(theta_k),  k = 0..steps-1
+    theta <- Adam step on the sum over tasks of L_query(theta_steps)                               (equation 1)
 
 with L the mean cross-entropy. The meta-gradient goes through the inner steps (second order), or, with `first_order`,
 takes their Jacobian for the identity (section 5.2).
@@ -32,14 +32,16 @@ from multifsl.errors import MultifslError
 from multifsl.functional import mask_absent
 from multifsl.inner import Clock, StepNorms, StepRates, WeightRates
 from multifsl.method import Output
-from multifsl.options import check_choice, check_counts, check_positive
+from multifsl.options import check_choice, check_counts, check_flags, check_positive
 
 
 class Maml(AdaptationMethod):
     """Gradient descent from a learned initialisation.
 
     Args:
-        steps: inner steps in training. test_steps: at evaluation; None takes as many. lr: the inner learning rate.
+        steps: inner steps in training. test_steps: at evaluation; None takes as many.
+        lr: the inner learning rate. head_lr: the head's; None takes the same. A shared head, which starts from zeros, wants ten to
+            a hundred times the encoder's.
         first_order: leave second derivatives out (FOMAML).
         trainable, max_way, head, vectorize: see AdaptationMethod.
         batch_norm: "support", "query" (transductive), or "per_step", as above.
@@ -64,6 +66,7 @@ class Maml(AdaptationMethod):
         *,
         steps: int = 5,
         lr: float = 0.1,
+        head_lr: float | None = None,
         test_steps: int | None = None,
         first_order: bool = False,
         trainable: str = "all",
@@ -79,7 +82,9 @@ class Maml(AdaptationMethod):
         check_choice("learn_lr", learn_lr, (None, "step", "weight"))
         check_counts(steps=steps, test_steps=1 if test_steps is None else test_steps)
         check_counts(least=0, multi_step_loss=multi_step_loss, first_order_until=first_order_until)
-        check_positive(lr=lr)
+        head_lr = lr if head_lr is None else head_lr
+        check_positive(lr=lr, head_lr=head_lr)
+        check_flags(first_order=first_order)
         per_step = batch_norm == "per_step"
         if vectorize and per_step:
             raise MultifslError("batch_norm='per_step' notes statistics task by task, and cannot be vectorised")
@@ -87,18 +92,29 @@ class Maml(AdaptationMethod):
             encoder, trainable=trainable, max_way=max_way, head=head, vectorize=vectorize,
             batch_norm="support" if batch_norm == "per_step" else batch_norm,
         )  # fmt: skip
-        self.steps, self.lr, self.test_steps = steps, lr, steps if test_steps is None else test_steps
+        self.steps, self.test_steps = steps, steps if test_steps is None else test_steps
+        self.lr, self.head_lr = lr, head_lr
+        if head == "shared" and self.adapted and min(self.steps, self.test_steps) < 2:
+            raise MultifslError(
+                "with head='shared' the rows are equal at first, so that the first inner step moves the head alone: "
+                "take steps of 2 or more, head='fixed', or trainable='head'"
+            )
+        if per_step and not self.norms:
+            raise MultifslError(
+                "batch_norm='per_step' needs an encoder that is adapted, and has batch normalisation; take 'support'"
+            )
         self.first_order, self.first_order_until = first_order, first_order_until
         self.learn_lr, self.multi_step_loss, self.batch_norm = learn_lr, multi_step_loss, batch_norm
         self.inner_batch_statistics = not per_step
-        self.step_norms = StepNorms(self.norms, steps=steps) if per_step and self.norms else None
+        self.step_norms = StepNorms(self.norms, steps=steps) if per_step else None
         if self.step_norms is not None:
             self.adapted = [name for name in self.adapted if name not in self.step_norms.names]
             for _, norm in self.norms:  # the steps' own stand in for them
                 norm.requires_grad_(False)
         start = self.initial(self.max_way or 1)
-        self.step_rates = StepRates(list(start), steps=steps, lr=lr) if learn_lr == "step" else None
-        self.weight_rates = WeightRates(start, lr=lr) if learn_lr == "weight" else None
+        self.rates = {name: head_lr if name.startswith("head.") else lr for name in start}
+        self.step_rates = StepRates(self.rates, steps=steps) if learn_lr == "step" else None
+        self.weight_rates = WeightRates(start, self.rates) if learn_lr == "weight" else None
         self.clock = Clock() if multi_step_loss or first_order_until else None
 
     def inner_loop(self, support: Batch, present: Tensor) -> Weights:
@@ -109,7 +125,7 @@ class Maml(AdaptationMethod):
         """The weights after each of some inner steps."""
         weights = self.initial(present.shape[0])
         second_order = self.training and not self.first_order and self._now() >= self.first_order_until
-        fixed = None if self.weight_rates is None else self.weight_rates(self, present.shape[0])
+        fixed = self.rates if self.weight_rates is None else self.weight_rates(self, present.shape[0])
         for step in range(steps):
 
             def loss(weights: Weights, step: int = step) -> Tensor:
@@ -117,7 +133,7 @@ class Maml(AdaptationMethod):
 
             found, _ = gradients(loss, weights, create_graph=second_order)
             rates = fixed if self.step_rates is None else self.step_rates(step)
-            weights = {k: w - (self.lr if rates is None else rates[k]) * found[k] for k, w in weights.items()}
+            weights = {k: w - rates[k] * found[k] for k, w in weights.items()}
             yield weights
 
     def classify(self, state: Adapted, x: Inputs) -> Tensor:
@@ -129,6 +145,8 @@ class Maml(AdaptationMethod):
         output = super().forward(episodes)
         if self.training and self.clock is not None:
             self.clock.tick()
+        if self.training and self.step_norms is not None:
+            self.step_norms.copy_last(self.norms)
         return output
 
     def learn(self, episode: Episode) -> tuple[Output, Weights]:

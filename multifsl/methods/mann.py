@@ -32,7 +32,7 @@ from multifsl.encoder import Encoder
 from multifsl.episode import PADDING, Batch, Episode, Inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import full_precision, lstm_cell, mask_absent, masked_cross_entropy, without_autocast
-from multifsl.method import EmbeddingMethod, Output
+from multifsl.method import EmbeddingMethod, Output, check_support
 from multifsl.options import check_below_one, check_choice, check_counts
 
 
@@ -73,7 +73,6 @@ class Mann(EmbeddingMethod):
     torch.Size([1, 2])
     """
 
-    log_temperature: Tensor
     family = "memory"
     sequential = True
 
@@ -118,6 +117,9 @@ class Mann(EmbeddingMethod):
 
     def adapt(self, support: Batch, present: Tensor) -> MannState:
         assert isinstance(support.x, Tensor)
+        if self.order == "shuffled":
+            x, y = _taken(support.x[None], support.y[None], _mixed(support.y[None]))
+            return self._watch(x[0], y[0], present)[1]
         return self._watch(support.x, support.y, present)[1]
 
     def classify(self, state: MannState, x: Inputs) -> Tensor:
@@ -164,6 +166,7 @@ class Mann(EmbeddingMethod):
 
     def _solve(self, episodes: Episode) -> tuple[Output, MannState]:
         """Loss [T], logits [T, Q, N], and the state [T, ...] in which the items leave the network."""
+        check_support(episodes)
         (sx, sy), (qx, qy), present, _ = episodes
         assert isinstance(sx, Tensor) and isinstance(qx, Tensor)
         if self.setting == "sequence" and self.training:
@@ -174,8 +177,8 @@ class Mann(EmbeddingMethod):
             loss = torch.vmap(masked_cross_entropy)(logits, y) * (y >= 0).sum(1)
             back = order.argsort(1)[:, sy.shape[1] :, None].expand(-1, -1, logits.shape[2])
             return Output(loss, logits.gather(1, back)), state
-        if self.training:
-            sx, sy = _taken(sx, sy, self._order(sy))
+        if self.order == "shuffled":
+            sx, sy = _taken(sx, sy, self._order(sy) if self.training else _mixed(sy))
         _, state = self._watch(sx, sy, present)
         logits = self.classify(state, qx.where((qy != PADDING).unsqueeze(2), 0.0))
         return Output(torch.vmap(masked_cross_entropy)(logits, qy), logits), state
@@ -236,7 +239,7 @@ class Mann(EmbeddingMethod):
         writing = (gate * state.weights + (1 - gate) * least.unsqueeze(-2)).where(counts, 0.0)  # [..., R, M]
         memory = state.memory * kept + writing.mT @ keys  # [..., M, W]
         cosines = (keys @ memory.mT) * _inverse_length(keys) * _inverse_length(memory).mT
-        weights = (cosines / self.log_temperature.exp()).softmax(-1)  # [..., R, M]
+        weights = (cosines / self.number("temperature")).softmax(-1)  # [..., R, M]
         read = (weights @ memory).flatten(-2)
         usage = self.gamma * state.usage + (weights + writing).detach().sum(-2)
         new = (h, c, usage, weights, read)
@@ -261,6 +264,18 @@ def _one_hot(y: Tensor, n: int, dtype: torch.dtype) -> Tensor:
 def _taken(x: Tensor, y: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Items x [T, L, D] and labels y [T, L] in an order [T, L]."""
     return x.gather(1, order.unsqueeze(2).expand_as(x)), y.gather(1, order)
+
+
+def _mixed(y: Tensor) -> Tensor:
+    """An order [T, L] of the items with labels y [T, L] that is always the same and mixes the classes; padding stands last.
+
+    >>> _mixed(torch.tensor([[0, 0, -1, 1, 1]]))
+    tensor([[0, 3, 1, 4, 2]])
+    """
+    place = (y >= 0).cumsum(1)
+    key = place * 2654435761 % 2**32  # scrambles, by Knuth's multiplier and shifts of its bits
+    key = (key ^ (key >> 15)) * 2246822519 % 2**32
+    return (key ^ (key >> 13)).where(y >= 0, 2**32).argsort(1)
 
 
 def _inverse_length(x: Tensor) -> Tensor:

@@ -68,7 +68,6 @@ class Matching(EmbeddingMethod):
     tensor([[0.8446, 0.1554]])
     """
 
-    log_temperature: Tensor
     family = "metric"
 
     def __init__(
@@ -101,7 +100,7 @@ class Matching(EmbeddingMethod):
         f, valid = full_precision(x), state.y >= 0
         if self.fce:
             f = self._read(f, state.g, valid)
-        cosines = cosine_similarities(f, state.g) / self.log_temperature.exp()  # [Q, S]
+        cosines = cosine_similarities(f, state.g) / self.number("temperature")  # [Q, S]
         log_attention = cosines.where(valid, -math.inf).log_softmax(1)
         return mask_absent(_log_class_sums(log_attention, state.y, state.present.shape[0]), state.present)
 

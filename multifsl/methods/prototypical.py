@@ -39,7 +39,6 @@ class Prototypical(EmbeddingMethod):
     tensor([[ -0., -41.]])
     """
 
-    log_temperature: Tensor
     family = "metric"
 
     def __init__(
@@ -64,7 +63,7 @@ class Prototypical(EmbeddingMethod):
         x = self._embedding(x)
         euclidean = self.distance == "euclidean"
         scores = -squared_distances(x, prototypes) if euclidean else cosine_similarities(x, prototypes)
-        return mask_absent(scores / self.log_temperature.exp(), state.present)
+        return mask_absent(scores / self.number("temperature"), state.present)
 
     def update(self, state: ClassSums, support: Batch, present: Tensor) -> ClassSums:
         return state.and_more(self.adapt(support, present))

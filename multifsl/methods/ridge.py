@@ -68,19 +68,16 @@ class Ridge(EmbeddingMethod):
         check_positive(ridge=ridge, scale=scale)
         check_flags(learned=learned)
         self.ridge, self.scale, self.learned = ridge, scale, learned
-        log_ridge, log_scale = torch.tensor(math.log(ridge)), torch.tensor(math.log(scale))
         if learned:
-            self.log_ridge, self.log_scale = nn.Parameter(log_ridge), nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_ridge", log_ridge, persistent=False)
-            self.register_buffer("log_scale", log_scale, persistent=False)
+            self.log_ridge = nn.Parameter(torch.tensor(math.log(ridge)))
+            self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def adapt(self, support: Batch, present: Tensor) -> RidgeState:
         assert isinstance(support.x, Tensor)
         valid = support.y >= 0
         x = full_precision(support.x).where(valid.unsqueeze(1), 0.0)  # rows of zeros, in Y too, change no sum
         target = memberships(support.y, present.shape[0]).to(x.dtype)  # [S, N]
-        ridge, (n, dim) = self.log_ridge.exp(), x.shape
+        ridge, (n, dim) = self.log_ridge.exp() if self.learned else self.ridge, x.shape
         eye = torch.eye(min(n, dim), dtype=x.dtype, device=x.device)
         with without_autocast(x):
             if n <= dim:
@@ -92,7 +89,8 @@ class Ridge(EmbeddingMethod):
     def classify(self, state: RidgeState, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)
         with without_autocast(x):
-            return mask_absent(self.log_scale.exp() * (full_precision(x) @ state.weight), state.support.present)
+            scale = self.log_scale.exp() if self.learned else self.scale
+            return mask_absent(scale * (full_precision(x) @ state.weight), state.support.present)
 
     def update(self, state: RidgeState, support: Batch, present: Tensor) -> RidgeState:
         assert isinstance(support.x, Tensor)

@@ -3,7 +3,7 @@
 Wang, Chao, Weinberger, van der Maaten: SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot Learning. 2019.
 https://arxiv.org/abs/1911.04623
 
-    m = mean of f(x) over the items of the train ("base") classes                   (section 3.2)
+    m = mean of f(x) over the items of the train ("base") classes
     CL2N: z = (f(x) - m) / ||f(x) - m||;  L2N: z = f(x) / ||f(x)||;  UN: z = f(x)
     c_k = mean of z_i over the support items of class k, not brought to length 1 again
     the class of a query is the k of the smallest ||z - c_k||
@@ -17,19 +17,17 @@ is the paper's class for any temperature. m is the mean over some thousands of t
 
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from multifsl.centring import Centred
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
-from multifsl.errors import MultifslError
-from multifsl.functional import ClassSums, full_precision, mask_absent, squared_distances
+from multifsl.functional import ClassSums, mask_absent, squared_distances
 from multifsl.method import EmbeddingMethod
-from multifsl.options import check_choice, check_positive
+from multifsl.options import check_positive
 
 
-class Simpleshot(EmbeddingMethod):
+class Simpleshot(Centred, EmbeddingMethod):
     """Nearest class mean, of transformed embeddings.
 
     Args:
@@ -47,26 +45,14 @@ class Simpleshot(EmbeddingMethod):
 
     family = "transfer"
     learns_from = "classes"
-    wants_base = True
-    base_mean: Tensor
 
     def __init__(
         self, encoder: Encoder, *, transform: Literal["cl2n", "l2n", "un"] = "cl2n", temperature: float = 1.0
     ) -> None:
         super().__init__(encoder)
-        check_choice("transform", transform, ("cl2n", "l2n", "un"))
+        self.centre(transform)
         check_positive(temperature=temperature)
-        self.transform, self.temperature = transform, temperature
-        self.register_buffer("base_mean", torch.zeros(encoder.dim))
-
-    @torch.no_grad()
-    def learn_base(self, z: Tensor) -> None:
-        width = self.base_mean.shape[0]
-        if z.ndim != 2 or z.shape[0] == 0 or z.shape[1] != width:
-            raise MultifslError(
-                f"the base classes' embeddings must be [B, {width}] with B of 1 or more, not {list(z.shape)}"
-            )
-        self.base_mean.copy_(full_precision(z).mean(0))
+        self.temperature = temperature
 
     def adapt(self, support: Batch, present: Tensor) -> ClassSums:
         return ClassSums.of(self._transformed(support.x), support.y, present)
@@ -82,7 +68,5 @@ class Simpleshot(EmbeddingMethod):
 
     def _transformed(self, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)
-        x = full_precision(x)
-        if self.transform == "cl2n":
-            x = x - self.base_mean
-        return x if self.transform == "un" else F.normalize(x, dim=-1)
+        z: Tensor = self.centring(x)
+        return z

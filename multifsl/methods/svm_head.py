@@ -68,7 +68,6 @@ class SvmHead(EmbeddingMethod):
     tensor([[ 0.5000, -0.5000]])
     """
 
-    log_scale: Tensor
     family = "metric"
 
     def __init__(
@@ -91,13 +90,16 @@ class SvmHead(EmbeddingMethod):
         valid = support.y >= 0
         x = full_precision(support.x).where(valid.unsqueeze(1), 0.0)  # padding may hold NaN
         with without_autocast(x):
-            a = self._dual(highest_precision(x @ x.T), support.y, present)
-            return SvmHeadState(x.T @ a.T.to(x), Examples(x, support.y, present))
+            wide = highest_precision(
+                x
+            )  # before the products: of items that hardly differ, it is their differences that count
+            a = self._dual(wide @ wide.T, support.y, present)
+            return SvmHeadState((wide.T @ a.T).to(x), Examples(x, support.y, present))
 
     def classify(self, state: SvmHeadState, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)
         with without_autocast(x):
-            return mask_absent(self.log_scale.exp() * (full_precision(x) @ state.weight), state.support.present)
+            return mask_absent(self.number("scale") * (full_precision(x) @ state.weight), state.support.present)
 
     def update(self, state: SvmHeadState, support: Batch, present: Tensor) -> SvmHeadState:
         assert isinstance(support.x, Tensor)
@@ -114,9 +116,9 @@ class SvmHead(EmbeddingMethod):
         usable = present.unsqueeze(1) & valid  # [N, S]
         target = memberships(y, present.shape[0]).T.to(fixed)  # [N, S]
         with torch.no_grad():
-            room, slope = self._interior_point(fixed, target, usable)
-            # Constraints that hold with equality have no room; where both are small, either answer will do.
             size = fixed.diagonal().sum() / valid.sum().clamp(min=1) + self.smoothing
+            room, slope = self._interior_point(fixed, target, usable, 1 / size)
+            # Constraints that hold with equality have no room; where both are small, either answer will do.
             free = usable & ((room * size > slope) | (room == room.where(usable, -1.0).amax(0)))
             inverse = class_inverses(fixed, free.to(fixed) / self.smoothing)
             a = (self.c * target).where(~free, 0.0)
@@ -124,12 +126,16 @@ class SvmHead(EmbeddingMethod):
         gradient = a @ kernel + self.smoothing * a - target
         return a + _equality_step(inverse, gradient, torch.zeros_like(a[0]), valid)[0]
 
-    def _interior_point(self, kernel: Tensor, target: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
-        """The room [N, S] that a has to its bounds, and the slope [N, S] of the cost there; one of the two is 0 at the solution."""
+    def _interior_point(self, kernel: Tensor, target: Tensor, usable: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The room [N, S] that a has to its bounds, and the slope [N, S] of the cost there; one of the two is 0 at the solution.
+
+        scale: how large a solution is that no bound holds.
+        """
         count, valid = usable.sum().clamp(min=1), usable.any(0)
         tiny = torch.finfo(kernel.dtype).eps ** 2
-        room = (self.c / usable.sum(0).clamp(min=1)).to(kernel).where(usable, 1.0)
-        a = (self.c * target - room).where(usable, 0.0)
+        even = target - 1 / usable.sum(0).clamp(min=1)
+        a = (scale.clamp(max=self.c) * even).where(usable, 0.0)
+        room = (self.c * target - a).where(usable, 1.0)
         gradient = a @ kernel + self.smoothing * a - target
         slope = (gradient.where(usable, -math.inf).amax(0) - gradient + 1).where(usable, 1.0)
         for _ in range(self.iterations):

@@ -12,8 +12,10 @@ the queries that stands in for their p:
     w_k <- [ c / |S| sum over S of (y_ik z_i + p_ik (w_k - z_i)) + 1 / |Q| sum over Q of (q_ik z_i + p_ik (w_k - z_i)) ]
            / [ c / |S| sum over S of y_ik + 1 / |Q| sum over Q of q_ik ],   c = lambda / (1 + alpha)
 
-Departures: none. H(Y) is largest where all classes have as many queries, so that TIM does worse where they have not. Where the
-embeddings of a task hardly differ, adm amplifies rounding by the round, and its answers may hinge on the last digit; gd's do not.
+Departures: with fewer queries than classes, which cannot be of all classes, H(Y) is left out. H(Y) is largest where all classes
+have as many queries, so that TIM does worse where they have not: many queries of one class are shared out among the others.
+Where a task's embeddings have no structure, adm amplifies rounding by the round, and where they hardly differ, so does gd, whose
+Adam divides by gradients near 0: the answers may then hinge on the last digit.
 
 Shape letters: S support items, Q queries, N ways, D embedding width.
 """
@@ -105,10 +107,12 @@ class Tim(TransductiveMethod):
         z, labels, n = _joined(support, x)
         power = 1 + self.entropy_weight
         shares = torch.cat([self.support_weight / power * _shares(support.y >= 0, z), _shares(real, z)])  # [S + Q, 1]
+        even = real.sum() >= support.present.sum()
         for _ in range(self.steps):
             log_p = self._log_p(z, weights, support.present)  # [S + Q, N]
             powers = power * log_p[n:]
-            q = (powers - powers.where(real.unsqueeze(1), NEVER).logsumexp(0) / 2).softmax(1)
+            spread = powers.where(real.unsqueeze(1), NEVER).logsumexp(0).where(even, 0.0)
+            q = (powers - spread / 2).softmax(1)
             targets = torch.cat([labels, q])
             mass = (shares * targets).sum(0).where(support.present, 1.0).unsqueeze(1)
             weights = weights + _pull(shares * (targets - log_p.exp()), z, weights) / mass
@@ -117,11 +121,11 @@ class Tim(TransductiveMethod):
     def _gd(self, weights: Tensor, support: Examples, x: Tensor, real: Tensor) -> Tensor:
         z, labels, n = _joined(support, x)
         support_shares, query_shares = self.support_weight * _shares(support.y >= 0, z), _shares(real, z)
-        count, moments = real.sum().clamp(min=1), None
+        count, moments, even = real.sum().clamp(min=1), None, real.sum() >= support.present.sum()
         for _ in range(self.steps):
             log_p = self._log_p(z, weights, support.present)
             p = log_p.exp()
-            log_marginal = log_p[n:].where(real.unsqueeze(1), NEVER).logsumexp(0) - count.log()
+            log_marginal = (log_p[n:].where(real.unsqueeze(1), NEVER).logsumexp(0) - count.log()).where(even, 0.0)
             by_p = (
                 log_marginal - self.entropy_weight * log_p[n:]
             )  # the loss by p, times |Q|, up to what is equal for all k

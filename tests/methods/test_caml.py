@@ -177,6 +177,8 @@ def test_a_frozen_encoder_stays_as_it_was() -> None:
     assert all(p.grad is None for p in network.parameters())
     assert made.code_scale.grad is not None and made(batch).loss.mean() < first
     assert_close(made.eval()(batch).logits, made.train()(batch).logits, rtol=0, atol=0)
+    assert not any(p.requires_grad for p in network.parameters())
+    network = toys.encoder("image with batch statistics")
     trained = Caml(network, width=16, heads=2, max_way=3).train()
     assert network.training
     trained(batch).loss.mean().backward()

@@ -173,7 +173,7 @@ def test_the_default_temperature_follows_small_widths() -> None:
         ({"temperature": 0.0}, "temperature must be a number above 0, not 0.0"),
         ({"contrast_temperature": -1.0}, "contrast_temperature must be a number above 0, not -1.0"),
         ({"heads": 3}, "heads must divide the encoder's width, 4, without rest; 3 does not"),
-        ({"heads": 0}, "heads must divide"),
+        ({"heads": 0}, "heads must be a whole number from 1, not 0"),
         ({"dropout": 1.0}, "dropout must be a number from 0 and below 1, not 1.0"),
         ({"balance": -0.1}, "balance must be a number of at least 0, not -0.1"),
     ],

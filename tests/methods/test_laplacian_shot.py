@@ -128,9 +128,9 @@ def test_fewer_queries_than_classes_stay_where_they_are() -> None:
 
 def test_the_mean_of_the_train_classes_is_kept_with_the_method() -> None:
     method = build("methods", "laplacian_shot", encoder=Features(3))
-    assert method.wants_base and method.base_mean.tolist() == [0, 0, 0]
+    assert method.wants_base and not method.saw_base and method.centring.mean.tolist() == [0, 0, 0]
     method.learn_base(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]))
-    assert method.state_dict()["base_mean"].tolist() == [2, 2, 2]
+    assert method.saw_base and method.state_dict()["centring.mean"].tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def test_logistic_equals_the_regression_written_out(options: dict[str, Any], ite
     task = draw(items, 6)
     method = Logistic(Features(6), **options).double()
     out = method.solve(episode(task))
-    expected = reference.logits(*task[:3], 4, **{**options, "scale": float(method.log_scale.exp())})
+    expected = reference.logits(
+        *task[:3], 4, **{**options, "scale": float(torch.as_tensor(method.number("scale")).detach())}
+    )
     np.testing.assert_allclose(out.logits.numpy(), expected, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(float(out.loss), prototypical.loss(expected, task[3]), rtol=1e-10)
 
@@ -98,7 +100,7 @@ def test_the_gradient_is_that_of_the_minimum(options: dict[str, Any]) -> None:
     assert isinstance(sx, Tensor) and isinstance(qx, Tensor)
     sx.requires_grad_(), qx.requires_grad_()
     found = torch.autograd.grad(method.solve(Episode(Batch(sx, sy), Batch(qx, qy), present)).loss, [sx, qx])
-    scale, h = float(method.log_scale.exp()), 1e-5
+    scale, h = float(torch.as_tensor(method.number("scale")).detach()), 1e-5
     for which, gradient in zip((0, 2), found, strict=True):
         for place in np.ndindex(task[which].shape):
             sides = []

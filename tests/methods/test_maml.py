@@ -280,6 +280,8 @@ def test_the_meta_gradient_equals_plain_autograd(norm: str, options: str) -> Non
 @pytest.mark.parametrize("options", ["steps=2", "steps=2, batch_norm='per_step'", "steps=2, head='shared'"])
 @pytest.mark.parametrize("modality", ["image", "image with batch statistics"])
 def test_the_meta_gradient_equals_finite_differences(modality: str, options: str) -> None:
+    if "per_step" in options and modality == "image":
+        pytest.skip("no batch normalisation there")
     encoder, batch = image_episodes(modality)
     analytic, differences = directional(method(options, encoder), batch)
     assert analytic == pytest.approx(differences, rel=1e-6, abs=1e-8)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from multifsl.encoder import Features
 from multifsl.episode import Batch, Episode
 from multifsl.errors import MultifslError
-from multifsl.methods.mann import Mann
+from multifsl.methods.mann import Mann, _mixed
 from multifsl.registry import build
 from tests.contracts import toys
 from tests.reference import mann as reference
@@ -23,8 +23,9 @@ QUERY_LABELS = np.array([1, 0, 2, 1])
 
 
 def method(options: str = "", dim: int = DIM) -> Mann:
-    """A small network with larger weights than it begins with, so that no gate is near its middle."""
+    """A small network with larger weights than it begins with, so that no gate is near its middle; items in the order given."""
     torch.manual_seed(0)
+    options = options if "order=" in options else ", ".join(filter(None, [options, "order='given'"]))
     made: Mann = build("methods", f"mann({SMALL}{', ' if options else ''}{options})", encoder=Features(dim)).double()
     with torch.no_grad():
         for p in made.parameters():
@@ -65,7 +66,7 @@ def weights(made: Mann) -> reference.Weights:
 def after(made: Mann, x: np.ndarray, y: np.ndarray, begin: reference.State | None = None) -> tuple[Any, np.ndarray]:
     """The paper's state after a sequence, and its logits."""
     begin = reference.start(4, 9, 3, 2, 4) if begin is None else begin
-    temperature = float(made.log_temperature.detach().exp())
+    temperature = float(torch.as_tensor(made.number("temperature")).detach())
     return reference.sequence(begin, x, y, weights(made), gamma=made.gamma, temperature=temperature)
 
 
@@ -236,13 +237,24 @@ def test_padding_within_a_training_sequence_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("setting", ["episode", "sequence"])
-def test_items_are_shuffled_in_training_only(setting: str) -> None:
-    """What a seed's order gives equals the items handed over in that order; logits come back in the queries' own places."""
+def test_items_are_shuffled(setting: str) -> None:
+    """What a seed's order gives equals the items handed over in that order; logits come back in the queries' own places.
+
+    At evaluation the order is always the same.
+    """
     shuffled, given = (method(f"setting={setting!r}, order={order!r}") for order in ("shuffled", "given"))
     batch = meta_batch()
     (sx, sy), (qx, qy), _, _ = batch
     assert isinstance(sx, torch.Tensor) and isinstance(qx, torch.Tensor)
-    assert_close(shuffled.eval()(batch), given.eval()(batch), rtol=0, atol=0)
+    same = _mixed(sy)
+    assert (same[0] == same[1]).all() and (same[0] != torch.arange(7)).any()
+    mixed = batch._replace(support=Batch(sx[:, same[0]], sy[:, same[0]]))
+    assert_close(shuffled.eval()(batch), given.eval()(mixed), rtol=0, atol=0)
+    alone, plain = (
+        shuffled.adapt(Batch(sx[0], sy[0]), batch.present[0]),
+        given.adapt(Batch(sx[0, same[0]], sy[0, same[0]]), batch.present[0]),
+    )
+    assert_close(alone, plain, rtol=0, atol=0)
     torch.manual_seed(3)
     out = shuffled.train()(batch)
     torch.manual_seed(3)
@@ -293,6 +305,19 @@ def test_a_persistent_memory_is_what_the_last_task_of_the_last_step_left() -> No
     copied = method("memory='persistent', order='given'")
     copied.load_state_dict(made.state_dict())
     assert_close(copied.eval()(batch), made.eval()(batch), rtol=0, atol=0)
+
+
+def test_the_order_at_evaluation_does_not_see_padding() -> None:
+    y = torch.tensor([[0, 0, 1, 1, 2, 2]])
+    padded = torch.tensor([[-1, 0, 0, -1, 1, 1, 2, 2, -1]])
+    places = torch.tensor([1, 2, 4, 5, 6, 7])
+    assert torch.equal(_mixed(padded)[0, :6], places[_mixed(y)[0]])
+
+
+def test_a_class_without_support_is_refused() -> None:
+    batch = meta_batch()
+    with pytest.raises(MultifslError, match="support"):
+        method()(batch._replace(support=Batch(batch.support.x, batch.support.y.clamp(max=1))))
 
 
 @pytest.mark.parametrize(

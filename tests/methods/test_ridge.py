@@ -55,13 +55,14 @@ def test_ridge_equals_the_paper(options: dict[str, Any], items: int) -> None:
     task = draw(items, 10)
     method = Ridge(Features(10), **options).double()
     out = method.solve(episode(task))
-    # the logarithms of ridge and scale are kept in float32
-    ridge, scale = method.log_ridge.detach().exp(), method.log_scale.detach().exp()
-    expected = reference.logits(*task[:3], 4, float(ridge), float(scale))
+    ridge, scale = method.ridge, method.scale
+    if method.learned:  # their logarithms began in float32
+        ridge, scale = float(method.log_ridge.detach().exp()), float(method.log_scale.detach().exp())
+    expected = reference.logits(*task[:3], 4, ridge, scale)
     np.testing.assert_allclose(out.logits.detach().numpy(), expected, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(float(out.loss.detach()), prototypical.loss(expected, task[3]), rtol=1e-10)
-    assert float(ridge) == pytest.approx(options.get("ridge", 1.0), rel=1e-6)
-    assert float(scale) == pytest.approx(options.get("scale", 10.0), rel=1e-6)
+    assert ridge == pytest.approx(options.get("ridge", 1.0), rel=1e-6)
+    assert scale == pytest.approx(options.get("scale", 10.0), rel=1e-6)
 
 
 def test_weights_are_those_of_scikit_learn() -> None:

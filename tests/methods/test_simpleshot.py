@@ -74,9 +74,9 @@ def test_the_base_mean_is_saved_with_the_method_and_learned_anew() -> None:
     _, _, base = data()
     method, other = made(base), made(None)
     other.load_state_dict(method.state_dict())
-    assert_close(other.base_mean, torch.from_numpy(base.mean(0)), rtol=1e-12, atol=1e-12)
+    assert_close(other.centring.mean, torch.from_numpy(base.mean(0)), rtol=1e-12, atol=1e-12)
     other.learn_base(torch.ones(2, 5, dtype=torch.float64))
-    assert_close(other.base_mean, torch.ones(5, dtype=torch.float64))  # not added to the old one
+    assert_close(other.centring.mean, torch.ones(5, dtype=torch.float64))  # not added to the old one
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -87,7 +87,7 @@ def test_learn_base_takes_what_inference_gives(mode: type) -> None:
         z = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.bfloat16)
         method.learn_base(z)
     method.learn_base(z)
-    assert torch.equal(method.base_mean, torch.tensor([2.0, 3.0])) and not method.base_mean.is_inference()
+    assert torch.equal(method.centring.mean, torch.tensor([2.0, 3.0])) and not method.centring.mean.is_inference()
 
 
 @pytest.mark.parametrize(

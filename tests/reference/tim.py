@@ -26,7 +26,7 @@ def objective(
     ps, pq = posteriors(zs, w, scale), posteriors(zq, w, scale)
     ce = -sum(np.log(ps[i, k]) for i, k in enumerate(y)) / len(zs)
     marginal = sum(pq) / len(zq)
-    h_y = -sum(m * np.log(m) for m in marginal)
+    h_y = -sum(m * np.log(m) for m in marginal) if len(zq) >= len(w) else 0.0  # a departure
     h_y_x = -sum(p * np.log(p) for row in pq for p in row) / len(zq)
     return complex(weight * ce - h_y + alpha * h_y_x)
 
@@ -73,7 +73,7 @@ def adm(
         ps, pq = posteriors(zs, w, scale), posteriors(zq, w, scale)
         q = np.zeros_like(pq)
         for k in range(len(w)):
-            total = sum(pq[i, k] ** (1 + alpha) for i in range(len(zq)))
+            total = sum(pq[i, k] ** (1 + alpha) for i in range(len(zq))) if len(zq) >= len(w) else 1.0  # as there
             for i in range(len(zq)):
                 q[i, k] = pq[i, k] ** (1 + alpha) / total**0.5
         q = q / q.sum(1, keepdims=True)
