@@ -116,8 +116,8 @@ class AdaptationMethod(Method):
             return value.expand(n_ways, *value.shape[1:])
         if n_ways > self.max_way:
             raise MultifslError(
-                f"this head tells at most {self.max_way} classes apart, not {n_ways}: train with --way {n_ways}, "
-                "or with head='shared'"
+                f"this head tells at most {self.max_way} classes apart, not {n_ways}: train with --way {n_ways} and no smaller "
+                "max_way, or with head='shared'"
             )
         return value[:n_ways]
 
@@ -374,6 +374,10 @@ def chosen_parameters(encoder: Encoder, trainable: str) -> list[str]:
     ['norms.0.weight', 'norms.0.bias']
     """
     names = [name for name, _ in encoder.named_parameters()]
+    if not isinstance(trainable, str):
+        raise MultifslError(
+            f"trainable must be 'head', 'last', 'all' or a regular expression of parameter names, not {trainable!r}"
+        )
     if trainable == "all":
         return names
     if trainable == "head":
@@ -382,7 +386,7 @@ def chosen_parameters(encoder: Encoder, trainable: str) -> list[str]:
         return last_block(encoder)
     try:
         found = [name for name in names if re.search(trainable, name)]
-    except (re.error, TypeError):
+    except re.error:
         raise MultifslError(
             f"trainable must be 'head', 'last', 'all' or a regular expression of parameter names, not {trainable!r}"
         ) from None

@@ -1,7 +1,7 @@
 """Base training: an encoder as a plain classifier of all train classes.
 
 What the methods of transfer learning start from (Chen et al., A Closer Look at Few-shot Classification, ICLR 2019,
-https://arxiv.org/abs/1904.04232, section 3.2): encoder and one linear head over all train ("base") classes, trained
+https://arxiv.org/abs/1904.04232, section 3.1): encoder and one linear head over all train ("base") classes, trained
 with cross-entropy. When training is over, the head is thrown away.
 
 A batch is an episode whose support and query items are taken together, each labelled with its class among ALL train
@@ -27,7 +27,7 @@ class BaseClassifier(nn.Module):
 
     Args:
         method: whose encoder is trained. n_classes: C.
-        head: "linear", or "cosine", a scaled cosine to one learned vector a class (Baseline++, section 3.3).
+        head: "linear", or "cosine", a scaled cosine to one learned vector a class (Baseline++, section 3.2).
 
     >>> from multifsl.registry import build
     >>> method = build("methods", "prototypical", encoder=build("encoders", "conv4(channels=1)"))

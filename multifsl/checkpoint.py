@@ -268,8 +268,12 @@ def load_run(
         method = filled_in(method, info["method"]) if same else method
         other: Method = build("methods", method, encoder=built.encoder, way=way)
         if same:
+            own = other.state_dict()
+            # A number that was learned may be given, and one that was given, learned: it starts anew.
+            kept = {k: v for k, v in tensors.items() if k in own or not k.startswith("log_")}
+            kept |= {k: v for k, v in own.items() if k.startswith("log_") and k not in kept}
             try:
-                load_weights(other, tensors, source)
+                load_weights(other, kept, source)
             except BadFile as error:
                 raise MultifslError(
                     f"the run's method, {info['method']}, has not the weights for {method}: {error}"

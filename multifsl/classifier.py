@@ -365,7 +365,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Adapt to all examples, then take the new state over at once."""
         classes, codes = np.unique(labels, return_inverse=True)
         if method.max_way is not None and len(classes) > method.max_way:
-            raise MultifslError(f"{resolved(method)} tells at most {method.max_way} classes apart, not {len(classes)}")
+            raise MultifslError(
+                f"{resolved(method)} tells at most {method.max_way} classes apart, not {len(classes)}: train or fit it anew, with "
+                f"max_way={len(classes)}" + (", or with head='shared'" if hasattr(method, "head") else "")
+            )
         with torch.inference_mode():
             where = pick_device(self.device)
             y = torch.from_numpy(codes.astype(np.int64)).to(where)

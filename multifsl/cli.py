@@ -227,7 +227,7 @@ def evaluate(
         kind = "transductive" if result.transductive else "inductive"
         print(f"{result.task}, {result.split} classes\n{result.encoder}\n{result.method}, {kind}")
         print(
-            f"{way}-way {shot}-shot, {query} queries a class, {episodes} episodes, seed {seed}: "
+            f"{way}-way {shot}-shot, {'1 query' if query == 1 else f'{query} queries'} a class, {episodes} episodes, seed {seed}: "
             f"accuracy {result.accuracy:.4f} ± {result.ci95:.4f} (95 % over episodes)"
         )
 

@@ -163,7 +163,9 @@ def find(kind: Kind, name: str) -> type:
     if name in _plugins[kind]:
         return _plugins[kind][name]
     if name not in _files(kind):
-        close = difflib.get_close_matches(name, names(kind), n=1) or [n for n in names(kind) if n.startswith(name)]
+        close = difflib.get_close_matches(name.lower(), names(kind), n=1) or [
+            n for n in names(kind) if n.startswith(name)
+        ]
         hint = f" did you mean {close[0]!r}?" if close else ""
         if kind == "tasks" and Path(name).exists():
             hint = f' your own files are "images({name!r})", "speakers({name!r})" or "texts({name!r})";'
@@ -243,7 +245,10 @@ def _create(kind: Kind, spec: Spec, leading: tuple[Any, ...] = (), hints: dict[s
     try:
         signature.bind(*leading, *spec.args, **kwargs)
     except TypeError as error:
-        raise MultifslError(f"{kind[:-1]} {spec.name!r}: {error}; it takes {_keywords(own)}") from None
+        known = [p.name for p in own]
+        close = [c for k in spec.kwargs if k not in known for c in difflib.get_close_matches(k, known, n=1)]
+        hint = f" did you mean {close[0]!r}?" if close else ""
+        raise MultifslError(f"{kind[:-1]} {spec.name!r}: {error};{hint} it takes {_keywords(own)}") from None
     try:
         return cls(*leading, *spec.args, **kwargs)
     except MultifslError:

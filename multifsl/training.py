@@ -42,6 +42,7 @@ from multifsl.task import Items, Task
 LOG_EVERY = 20  # steps between looks at the loss; each look waits for the accelerator
 CHECKPOINT_SECONDS = 60.0
 VALIDATIONS = 12  # spread evenly over a run
+STEPS_BETWEEN_VALIDATIONS = 50  # at least, in a run given in steps
 VALIDATION_EPISODES = 400
 COSTLY_VALIDATION_EPISODES = 100  # where each runs an inner loop through the encoder, or many rounds over its queries
 VALIDATION_SHARE = 0.25  # of the time of a run given in minutes: beyond, a validation is left out, but for the last
@@ -178,6 +179,7 @@ def train(
             )
         return loss
 
+    validations = VALIDATIONS if steps is None else max(1, min(VALIDATIONS, steps // STEPS_BETWEEN_VALIDATIONS))
     validating = 0.0  # seconds
     latest = at.best_accuracy  # of the validations; a resumed run shows the best one until its next
 
@@ -235,7 +237,7 @@ def train(
                     seen = {"validation": latest, "best": at.best_accuracy, "val_way": val_way}
                     report(at.step, fraction(), {**row, **seen})
                 losses, accuracies, logged = [], [], time.monotonic()
-            if fraction() >= (at.validations + 1) / VALIDATIONS:
+            if fraction() >= (at.validations + 1) / validations:
                 if losses:
                     finite_loss()  # weights that are not finite have no accuracy
                 validate()

@@ -1,5 +1,7 @@
 """What surrounds an inner loop: which weights are adapted, batch statistics, gradients, bad use."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from multifsl.adaptation import chosen_parameters, gradients, known_gradient, la
 from multifsl.encoder import Features
 from multifsl.episode import Batch, Episode
 from multifsl.errors import MultifslError
+from multifsl.norms import apply_gains_outside
+from multifsl.registry import build
 from tests.contracts import toys
 
 
@@ -116,3 +120,44 @@ def test_a_class_without_support_and_a_single_item_are_refused() -> None:
             Batch(encoder.preprocess(toys.items("image", np.array([0, 1]))), torch.tensor([0, 1])),
             torch.ones(2, dtype=torch.bool),
         )
+
+
+def test_what_fine_tuning_does_not_adapt_takes_no_gradient() -> None:
+    """The layers below the adapted ones build no graph, in any inner step."""
+    encoder = build("encoders", "conv4(width=8, channels=1, image_size=16)")
+    method = build("methods", "finetune(trainable='last', steps=2)", encoder=encoder)
+    seen = []
+    encoder.convs[0].register_forward_hook(lambda _module, _x, out: seen.append(out.requires_grad))
+    method.adapt(Batch(torch.zeros(4, 1, 16, 16, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])), torch.ones(2) > 0)
+    assert len(seen) >= 2 and not any(seen)
+
+
+def test_running_statistics_may_be_the_average_over_all_tasks() -> None:
+    """Batch normalisation with momentum=None: over three tasks, the mean of theirs."""
+    encoder = build("encoders", "conv4(width=4, channels=1, image_size=16)")
+    for norm in encoder.norms:
+        norm.momentum = None
+    method = build("methods", "maml(steps=1, max_way=2)", encoder=encoder).train()
+    found = []
+    torch.manual_seed(0)
+    for _ in range(3):
+        x = torch.randint(0, 255, (1, 4, 1, 16, 16), dtype=torch.uint8)
+        y = torch.tensor([[0, 0, 1, 1]])
+        single = copy.deepcopy(method)
+        for norm in single.encoder.norms:
+            norm.reset_running_stats()
+        single(Episode(Batch(x, y), Batch(x, y), torch.ones(1, 2, dtype=torch.bool), False))
+        method(Episode(Batch(x, y), Batch(x, y), torch.ones(1, 2, dtype=torch.bool), False))
+        found.append(single.encoder.norms[0].running_mean)
+    torch.testing.assert_close(encoder.norms[0].running_mean, torch.stack(found).mean(0))
+
+
+def test_a_normalisation_of_ones_own_cannot_be_vectorised_unless_it_says_so() -> None:
+    class Own(torch.nn.LayerNorm):
+        pass
+
+    with pytest.raises(MultifslError, match="Own with a gain.*gain_outside = True"):
+        apply_gains_outside(torch.nn.Sequential(Own(4)))
+    apply_gains_outside(torch.nn.Sequential(Own(4, elementwise_affine=False)))
+    Own.gain_outside = True  # type: ignore[attr-defined]
+    apply_gains_outside(torch.nn.Sequential(Own(4)))

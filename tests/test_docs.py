@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from multifsl import registry
-from multifsl.encoder import Features
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -41,7 +40,7 @@ def test_commands_name_what_there_is(page: Path) -> None:
             words[4] if words[1] == "train" else words[words.index("--method") + 1] if "--method" in words else None
         )
         if method is not None:
-            registry.build("methods", method, encoder=Features(8), way=5)
+            registry.build("methods", method, encoder=registry.build("encoders", "conv4(width=8)"), way=5)
         task = words[2] if words[1] == "train" else words[words.index("--task") + 1] if "--task" in words else None
         if task is not None:
             registry.build("tasks", task)

@@ -2,7 +2,7 @@
 
 Chen, Liu, Kira, Wang, Huang: A Closer Look at Few-shot Classification. ICLR 2019. https://arxiv.org/abs/1904.04232
 
-    base training: encoder and linear head as a classifier of all train classes; the head is then thrown away (section 3.2)
+    base training: encoder and linear head as a classifier of all train classes; the head is then thrown away (section 3.1)
     a new task: logits = W f(x) + b, with W and b trained on the support set and f frozen:
         loss = mean cross-entropy;  g = gradient + weight_decay * weights
         v = g in the first step, then momentum * v + (1 - dampening) * g;  weights = weights - lr * v

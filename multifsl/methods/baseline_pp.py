@@ -2,7 +2,7 @@
 
 Chen, Liu, Kira, Wang, Huang: A Closer Look at Few-shot Classification. ICLR 2019. https://arxiv.org/abs/1904.04232
 
-    base training: encoder and cosine head as a classifier of all train classes; the head is then thrown away  (section 3.3)
+    base training: encoder and cosine head as a classifier of all train classes; the head is then thrown away  (section 3.2)
     a new task: logit of k = scale * g_k * cos(f(x), w_k), with w and g trained on the support set and f frozen:
         loss = mean cross-entropy, by gradient descent with momentum, dampening and weight decay as in `baseline`
 
@@ -13,10 +13,11 @@ Gradients are written out. With x of length 1, u_k = w_k / ||w_k|| and E = (soft
 that of g_k is scale * sum_i E_ik (u_k . x_i); that of u_k is r_k = scale * g_k * sum_i E_ik x_i; and that of w_k is
 (r_k - (r_k . u_k) u_k) / ||w_k||.
 
-Departures. Their code takes 100 epochs of random batches of 4 at a rate of 0.01, from random weights. Here a step sees the whole
-support set, and starts at the class means of the normalised embeddings with g = 1, so that the order of the support set and the
-classes' numbers do not matter and an answer can be repeated. 100 such steps at 0.01 hardly move: `lr` is 0.5. The encoder
-is frozen for autograd too: no gradient goes into the support set.
+Departures. Their code takes 100 epochs of random batches of 4 at a rate of 0.01, from random weights. Here a step sees the
+whole support set, and starts at the class means of the normalised embeddings with g = 1, so that the order of the support set
+and the classes' numbers do not matter and an answer can be repeated. 100 such steps at 0.01 hardly move: `lr` is 0.5. The
+encoder is frozen for autograd too: no gradient goes into the support set. Base training learns one scale, from 10, and no
+lengths.
 
 Shape letters: S support items, Q queries, N ways, D embedding width.
 """

@@ -5,14 +5,15 @@ Liu, Song, Qin: Prototype Rectification for Few-Shot Learning. ECCV 2020. https:
 All embeddings X have length 1. With cos the cosine and eps a scale,
 
     P_n = mean of the support items of class n; p(n | x) = softmax over n of eps cos(x, P_n)    (basic prototypes, CSPN)
-    X_q <- X_q + mean of the support items - mean of the queries    (diminishes the cross-class bias)
+    X_q <- X_q + mean of the class means - mean of the queries    (diminishes the cross-class bias)
     each query is given its most likely class; of each class the Z surest queries join its support items
     P'_n = sum over these items of w_i X_i, w_i = softmax over them of eps cos(X_i, P_n)    (diminishes the intra-class bias)
 
 and a query's class is that of the P' at the highest cosine. The encoder is trained as a classifier of the train classes under a
 cosine head.
 
-Departures: one number stands for eps and for the scale that the paper learns with its cosine head. Fewer queries than classes are
+Departures: one number stands for eps and for the scale that the paper learns with its cosine head. The paper moves queries onto
+the mean of the support items, which is that of the class means where all classes have as many. Fewer queries than classes are
 not moved: one alone would be moved onto the mean of the support items, whatever it is.
 
 Shape letters: S support items, Q queries, N ways, D embedding width.

@@ -15,9 +15,10 @@ Embeddings are centred by the mean of the train classes and brought to length 1 
 after BD-CSPN: queries are moved so that their mean is that of the support items, and m_n is the mean, over the support items of
 class n and the queries nearest to its mean c_n by cosine, of x * (softmax over n of 10 cos(x, c_n)).
 
-Departures: a fixed number of rounds; the authors' program may stop before that. It counts a query as its own first neighbour, so
-that its 3 are 2 others; here 3 are 3 others. Fewer queries than classes are not moved: one alone would be moved onto the mean of
-the support items, whatever it is.
+Departures: a fixed number of rounds; the authors' program may stop before that. It counts a query as its own first neighbour,
+so that its 3 are 2 others; here 3 are 3 others. It rectifies by the support items that it takes for a class, here by those
+labelled so. Queries are moved onto the mean of the class means, which is that of the items where classes have as many. Fewer
+queries than classes are not moved: one alone would be moved onto the mean of the support items, whatever it is.
 
 Shape letters: S support items, Q queries, N ways, D embedding width.
 """
@@ -50,7 +51,7 @@ class LaplacianShot(Centred, TransductiveMethod):
     """Nearest class mean, smoothed over neighbouring queries.
 
     Args:
-        smoothness: the paper's lambda, 0 or more; the paper chooses it among 0.1 to 1 on validation classes.
+        smoothness: the paper's lambda, 0 or more; to be chosen on validation classes, as in the paper.
         neighbours: how many nearest queries each query listens to, at least 1.
         steps: rounds of answers, at least 1.
         rectify: whether queries correct the prototypes before they are compared with them.

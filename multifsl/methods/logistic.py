@@ -56,7 +56,10 @@ class Logistic(EmbeddingMethod):
     """Multinomial logistic regression with an L2 penalty, to its minimum.
 
     Args:
-        c: what the errors count for against the penalty, a number above 0, as in scikit-learn.
+        c: what the errors count for against the penalty, a number above 0, as in scikit-learn, which for two classes has one row
+            of weights, so that half of its C is the same.
+        balanced: whether every class counts as much, whatever its number of examples: an item's c is S / (N * its class's items)
+            times as much, scikit-learn's class_weight="balanced". Without, one example among fives is hardly ever the answer.
         normalise: whether embeddings are brought to length 1.
         scale: what the regression's logits are multiplied by, a number above 0, or "learned", trained from 10. It changes no
             answer, but how sure it is: the regression's own probabilities, those of 1, are near even with few examples of length 1.
@@ -78,15 +81,16 @@ class Logistic(EmbeddingMethod):
         encoder: Encoder,
         *,
         c: float = 1.0,
+        balanced: bool = True,
         normalise: bool = True,
         scale: float | Literal["learned"] = "learned",
         iterations: int = 15,
     ) -> None:
         super().__init__(encoder)
         check_positive(c=c)
-        check_flags(normalise=normalise)
+        check_flags(balanced=balanced, normalise=normalise)
         check_counts(iterations=iterations)
-        self.c, self.normalise, self.iterations = c, normalise, iterations
+        self.c, self.balanced, self.normalise, self.iterations = c, balanced, normalise, iterations
         self.number_or_learned("scale", scale, 10.0)
 
     def adapt(self, support: Batch, present: Tensor) -> LogisticState:
@@ -121,6 +125,7 @@ class Logistic(EmbeddingMethod):
         fixed = kernel.detach()
         valid = y >= 0
         target = memberships(y, present.shape[0]).T.to(fixed)  # [N, S]
+        c = self.c * self._shares(target, valid)  # [S]
         lengths = 0.5 ** torch.arange(STEP_LENGTHS, device=y.device).to(fixed)
 
         def log_p(f: Tensor) -> Tensor:
@@ -129,26 +134,33 @@ class Logistic(EmbeddingMethod):
             return f.log_softmax(-2).where(present.unsqueeze(1) & valid, 0.0)
 
         def cost(a: Tensor, f: Tensor) -> Tensor:
-            return 0.5 * (a * (a @ fixed)).sum((-2, -1)) - self.c * (target * log_p(f)).sum((-2, -1))
+            return 0.5 * (a * (a @ fixed)).sum((-2, -1)) - (c * target * log_p(f)).sum((-2, -1))
 
         def gap(k: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             """p [N, S], and what the minimum has at 0: c (target - p) - a."""
             p = log_p(a @ k + b.unsqueeze(1)).exp().where(present.unsqueeze(1) & valid, 0.0)
-            return p, self.c * (target - p) - a
+            return p, c * (target - p) - a
 
         a, b = torch.zeros_like(target), torch.zeros_like(target[:, 0])
         with torch.no_grad():
             for _ in range(self.iterations):
                 p, error = gap(fixed, a, b)
-                da, db = _newton_step(fixed, self.c * p, error, valid, present)
+                da, db = _newton_step(fixed, c * p, error, valid, present)
                 f, df = a @ fixed + b.unsqueeze(1), da @ fixed + db.unsqueeze(1)
                 t = lengths.view(-1, 1, 1)
                 downhill = cost(a + t * da, f + t * df) <= cost(a, f) * (1 + 1e-12)
                 length = lengths.where(downhill, 0.0).amax()
                 a, b = a + length * da, b + length * db
         p, error = gap(kernel, a, b)
-        da, db = _newton_step(fixed, self.c * p.detach(), error, valid, present)
+        da, db = _newton_step(fixed, c * p.detach(), error, valid, present)
         return a + da, b + db
+
+    def _shares(self, target: Tensor, valid: Tensor) -> Tensor:
+        """What each item counts for [S], from the labels [N, S]."""
+        if not self.balanced:
+            return torch.ones_like(target[0])
+        counts = target.sum(1)
+        return valid.sum() / ((counts > 0).sum() * (counts @ target).clamp(min=1))
 
 
 def _newton_step(

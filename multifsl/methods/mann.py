@@ -58,12 +58,13 @@ class Mann(EmbeddingMethod):
             "sequence", the paper's, all items of both in one sequence, loss the sum over it.
         memory: what an episode starts with: "episode", an empty memory, as in the paper; or "persistent", the memory and usage
             that the last task of the last training step left, labels of other episodes among them.
-        order: of items in training, "shuffled" (drawn from torch's random numbers) or as "given". Otherwise always as given.
+        order: of items as they are read, "shuffled" (in training at random, by torch's numbers; else mixed, always in the same way)
+            or as "given".
         max_way: outputs, and places of the label that is shown; 5 where neither this nor a run says otherwise.
         slots, slot_width, controller, heads: sizes of the memory, of the LSTM, and the number of read heads.
         gamma: what is left of a slot's usage after one more item, a number from 0 and below 1.
         temperature: what cosines are divided by in reading, a number above 0, or "learned", trained from 0.1. With the paper's 1,
-            one of 128 slots gets no more than 6 % of the weight, and learning takes many times as long.
+            one of 128 slots gets no more than 6 % of the weight, and learning takes longer.
 
     >>> from multifsl.encoder import Features
     >>> method = Mann(Features(2), max_way=3)

@@ -4,20 +4,20 @@ Ravi, Larochelle: Optimization as a Model for Few-Shot Learning. ICLR 2017. http
 
 With g_t and L_t the gradient and the value of the support set's loss at theta_{t-1}, for every single weight alike:
 
-    theta_0 = learned,  theta_t = f_t * theta_{t-1} - i_t * g_t,  t = 1..steps              (equation 2: a cell state)
-    i_t = sigmoid(W_I [h_t, theta_{t-1}, i_{t-1}] + b_I)                                   (section 3.2; f_t alike)
-    h_t = LSTM of the preprocessed [L_t, g_t]                                              (section 3.3)
-    preprocessed v = (log|v| / 10, sign v) where |v| >= e^-10, else (-1, e^10 v)           (Appendix A)
+    theta_0 = learned,  theta_t = f_t * theta_{t-1} - i_t * g_t,  t = 1..steps              (a cell state)
+    i_t = sigmoid(W_I [h_t, theta_{t-1}, i_{t-1}] + b_I), f_t alike
+    h_t = LSTM of the preprocessed [L_t, g_t], which the paper's experiments put in the place of g_t and L_t themselves
+    preprocessed v = (log|v| / 10, sign v) where |v| >= e^-10, else (-1, e^10 v)           (of Andrychowicz et al. 2016)
 
 The loss of the queries at theta_steps trains all of it. g_t and L_t count as constants, which leaves second derivatives
-out (section 3.3), unless `second_order`. Nothing is handed from one task to the next: states begin at 0, and the
+out, unless `second_order`. Nothing is handed from one task to the next: states begin at 0, and the
 statistics of batch normalisation are the task's own.
 
 Departures: gate biases begin in the middle of the authors' ranges (their code draws b_F from 4..5, b_I from -5..-4): forget
-gates at 0.99, input gates at `lr`. The gates are fed their last values, as the equation says; the authors' code feeds
-what stands under the sigmoid. The authors clip the meta-gradient to a norm of 0.25; here that is left to who trains. At
-evaluation they normalise the queries by running averages of the support passes (95 % of the last pass), here by the
-support set's statistics under the last weights.
+gates at 0.99, input gates at `lr`. Each update sees the whole support set; some of the authors' settings take minibatches. The
+gates are fed their last values, as the equation says; the authors' code feeds what stands under the sigmoid. The authors clip
+the meta-gradient to a norm of 0.25; here that is left to who trains. At evaluation they normalise the queries by running
+averages of the support passes (95 % of the last pass), here by the support set's statistics under the last weights.
 
 Shape letters: P adapted weights, H hidden units, N ways.
 """

@@ -1,7 +1,7 @@
 """Ridge regression on embeddings (R2-D2).
 
 Bertinetto, Henriques, Torr, Vedaldi: Meta-learning with Differentiable Closed-form Solvers. ICLR 2019.
-https://arxiv.org/abs/1805.08136, section 3.2
+https://arxiv.org/abs/1805.08136
 
     W = argmin of ||X W - Y||^2 + lambda ||W||^2, with X the support embeddings and Y their labels as 0 and 1
       = (X^T X + lambda I)^-1 X^T Y = X^T (X X^T + lambda I)^-1 Y
@@ -12,7 +12,8 @@ The two forms of W are equal (Woodbury): the first inverts a D x D matrix, the s
 
 Departures: beta, one number for all logits, is left out, since softmax does not see it. lambda and alpha are learned as logarithms,
 and so stay above 0. The authors' code appends a 1 to each embedding, and divides X and Y by sqrt(S), which makes its lambda one of
-S times as much; lambda starts at 1 there, alpha at 1e-4 or 10, by data set. Lee et al. 2019 (MetaOptNet) take 50 and 1 for R2-D2.
+S times as much; its R2-D2 experiments keep lambda at 50, unlearned, which is 50 S here, and start alpha at 1e-4 or 10, by data set.
+Lee et al. 2019 (MetaOptNet) take 50 and 1 for R2-D2. Here lambda starts at 1, for embeddings of a length of about 1 to 10.
 
 Shape letters: S support items, Q queries, N ways, D embedding width.
 """

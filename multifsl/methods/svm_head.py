@@ -1,7 +1,7 @@
 """Support vector machine on embeddings (MetaOptNet-SVM).
 
 Lee, Maji, Ravichandran, Soatto: Meta-Learning with Differentiable Convex Optimization. CVPR 2019.
-https://arxiv.org/abs/1904.03758, section 3.3, with the multi-class machine of Crammer and Singer (JMLR 2001)
+https://arxiv.org/abs/1904.03758, with the multi-class machine of Crammer and Singer (JMLR 2001)
 
     w_k, xi = argmin of sum over k of ||w_k||^2 / 2 + c * sum over i of xi_i,
               with w_(y_i) . x_i - w_k . x_i >= 1 - xi_i for all other classes k, and xi_i >= 0
@@ -58,7 +58,7 @@ class SvmHead(EmbeddingMethod):
             10, and 1e-6 is the paper's machine.
         scale: what the machine's scores are multiplied by to give logits, a number above 0, or "learned", trained from 1.
         iterations: interior-point steps. How many it takes grows with the embeddings' length and c: 20 are enough for lengths up to
-            500 and c = 0.1, or up to 50 and c = 10. With too few the answers are wrong, and nothing says so.
+            3,000 and c = 0.1, or up to 500 and c = 10. With too few the answers are wrong, and nothing says so.
 
     >>> from multifsl.encoder import Features
     >>> method = SvmHead(Features(2), c=10.0, smoothing=1e-6)

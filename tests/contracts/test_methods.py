@@ -146,6 +146,18 @@ def test_padding_may_hold_anything(spec: str) -> None:
 
 
 @every
+def test_an_embedding_that_is_not_a_number_makes_a_loss_that_is_none(spec: str) -> None:
+    """So that training, which looks at the loss alone, notices it."""
+    for which in ("support", "query"):
+        method = build(spec, "features").train()
+        (sx, sy), (qx, qy), present, _ = toys.episodes(method.encoder, "features")
+        assert isinstance(sx, torch.Tensor) and isinstance(qx, torch.Tensor)
+        (sx if which == "support" else qx)[0, 1] = float("nan")
+        loss = method(Episode(Batch(sx, sy), Batch(qx, qy), present, False)).loss
+        assert not torch.isfinite(loss[0]) and torch.isfinite(loss[1])
+
+
+@every
 def test_absent_classes_get_no_probability(spec: str) -> None:
     method = build(spec, "features", way=5).eval()
     episodes = toys.episodes(method.encoder, "features")

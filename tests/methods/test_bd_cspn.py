@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from multifsl.encoder import Features
 from multifsl.episode import Batch, Episode
 from multifsl.errors import MultifslError
-from multifsl.functional import masked_cross_entropy, moved_to_support
+from multifsl.functional import Examples, masked_cross_entropy, moved_to_support
 from multifsl.registry import build
 from tests.reference import bd_cspn as reference
 
@@ -124,3 +124,11 @@ def test_bd_cspn_equals_easyfsl() -> None:
     moved = moved_to_support(theirs.compute_features(q), torch.ones(24, dtype=torch.bool), state)
     expected = theirs.cosine_distance_to_prototypes(moved)
     assert_close(method.classify(state, q), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_uneven_examples_do_not_pull_the_queries_to_the_largest_class() -> None:
+    """Queries, as many of each class, are moved onto the mean of the class means: here, where they already are."""
+    x = torch.tensor([[4.0, 0.0]] * 9 + [[0.0, 4.0]], dtype=torch.float64)
+    support = Examples(x, torch.tensor([0] * 9 + [1]), torch.ones(2, dtype=torch.bool))
+    queries = torch.tensor([[4.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+    assert_close(moved_to_support(queries, torch.ones(2, dtype=torch.bool), support), queries)

@@ -43,7 +43,9 @@ def test_logistic_equals_the_regression_written_out(options: dict[str, Any], ite
     method = Logistic(Features(6), **options).double()
     out = method.solve(episode(task))
     expected = reference.logits(
-        *task[:3], 4, **{**options, "scale": float(torch.as_tensor(method.number("scale")).detach())}
+        *task[:3],
+        4,
+        **{**options, "scale": float(torch.as_tensor(method.number("scale"), dtype=torch.float64).detach())},
     )
     np.testing.assert_allclose(out.logits.numpy(), expected, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(float(out.loss), prototypical.loss(expected, task[3]), rtol=1e-10)
@@ -51,12 +53,13 @@ def test_logistic_equals_the_regression_written_out(options: dict[str, Any], ite
 
 @pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("dim", [3, 40])
-def test_weights_and_probabilities_are_those_of_scikit_learn(c: float, dim: int) -> None:
-    x, y, q, _ = task = draw(20, dim)
-    method = Logistic(Features(dim), c=c, normalise=False, scale=1.0).double()
+@pytest.mark.parametrize(("balanced", "weight"), [(True, "balanced"), (False, None)])
+def test_weights_and_probabilities_are_those_of_scikit_learn(c: float, dim: int, balanced: bool, weight: Any) -> None:
+    x, y, q, _ = task = draw(21, dim)  # not as many of each class
+    method = Logistic(Features(dim), c=c, balanced=balanced, normalise=False, scale=1.0).double()
     (support, (queries, _), present, _) = episode(task)
     state = method.adapt(support, present)
-    theirs = LogisticRegression(C=c, tol=1e-12, max_iter=100_000).fit(x, y)
+    theirs = LogisticRegression(C=c, class_weight=weight, tol=1e-12, max_iter=100_000).fit(x, y)
     np.testing.assert_allclose(state.weight.numpy().T, theirs.coef_, atol=1e-5)
     np.testing.assert_allclose(state.bias.numpy(), theirs.intercept_, atol=1e-4)
     np.testing.assert_allclose(method.classify(state, queries).softmax(1).numpy(), theirs.predict_proba(q), atol=1e-5)
@@ -67,7 +70,7 @@ def test_weights_and_probabilities_are_those_of_scikit_learn(c: float, dim: int)
 def test_fifteen_steps_are_enough(c: float, length: float, items: int) -> None:
     """The minimum's own equations hold: W = c X^T (Y - P), and the errors of each class add up to 0."""
     x, y, _, _ = task = draw(items, 20, way=5, length=length)
-    method = Logistic(Features(20), c=c, normalise=False).double()
+    method = Logistic(Features(20), c=c, balanced=False, normalise=False).double()
     support, _, present, _ = episode(task, 5)
     state = method.adapt(support, present)
     errors = np.eye(5)[y] - (torch.from_numpy(x) @ state.weight + state.bias).softmax(1).numpy()
@@ -100,7 +103,7 @@ def test_the_gradient_is_that_of_the_minimum(options: dict[str, Any]) -> None:
     assert isinstance(sx, Tensor) and isinstance(qx, Tensor)
     sx.requires_grad_(), qx.requires_grad_()
     found = torch.autograd.grad(method.solve(Episode(Batch(sx, sy), Batch(qx, qy), present)).loss, [sx, qx])
-    scale, h = float(torch.as_tensor(method.number("scale")).detach()), 1e-5
+    scale, h = float(torch.as_tensor(method.number("scale"), dtype=torch.float64).detach()), 1e-5
     for which, gradient in zip((0, 2), found, strict=True):
         for place in np.ndindex(task[which].shape):
             sides = []
@@ -160,3 +163,27 @@ def test_float32_agrees_with_float64() -> None:
 def test_bad_options_say_what_is_allowed(spec: str, message: str) -> None:
     with pytest.raises(MultifslError, match=message):
         build("methods", spec, encoder=Features(2))
+
+
+@pytest.mark.parametrize("shots", [(5, 5), (20, 1)])
+def test_two_classes_are_scikit_learns_at_twice_the_c(shots: tuple[int, int]) -> None:
+    """It fits one row of weights where here are two, of which only the difference counts."""
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], shots)
+    x = rng.normal(size=(len(y), 6)) + y[:, None] * 0.5
+    method = Logistic(Features(6), normalise=False, balanced=False, scale=1.0).double()
+    state = method.adapt(Batch(torch.from_numpy(x), torch.from_numpy(y)), torch.ones(2, dtype=torch.bool))
+    ours = method.classify(state, torch.from_numpy(x)).softmax(1).numpy()
+    theirs = LogisticRegression(C=2.0, tol=1e-12, max_iter=10_000).fit(x, y).predict_proba(x)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_class_of_one_example_among_classes_of_five_is_found() -> None:
+    """By default; with scikit-learn's plain weights even its own example goes to a larger class."""
+    torch.manual_seed(0)
+    y = torch.tensor([0] * 5 + [1] * 5 + [2] * 5 + [3])
+    x = torch.eye(8)[y] + 0.3 * torch.randn(16, 8)
+    for balanced in (True, False):
+        method = Logistic(Features(8), balanced=balanced)
+        answer = method.classify(method.adapt(Batch(x, y), torch.ones(4, dtype=torch.bool)), x[-1:]).argmax()
+        assert (int(answer) == 3) == balanced

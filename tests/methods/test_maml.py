@@ -645,3 +645,63 @@ def test_a_ready_made_attention_mask_changes_nothing(kind: str, tmp_path: Path) 
         own = encoder.network(input_ids=x["input_ids"].long(), attention_mask=x["attention_mask"].long())
     real = x["attention_mask"].bool()
     assert_close(ready[real], own.last_hidden_state[real], rtol=0, atol=0)
+
+
+def test_the_head_may_have_a_rate_of_its_own() -> None:
+    """One step by hand: every weight by its rate; and the rates that are learned start from them."""
+    made = method("steps=1, lr=0.01, head_lr=0.5, first_order=True")
+    batch = episodes(1)
+    (sx, sy), _, present, _ = batch
+    assert isinstance(sx, Tensor)
+    start = made.initial(present.shape[1])
+    loss = made.loss(start, Batch(sx[0], sy[0]), present[0])
+    slopes = torch.autograd.grad(loss, list(start.values()))
+    after = made.inner_loop(Batch(sx[0], sy[0]), present[0])
+    for (name, w), slope in zip(start.items(), slopes, strict=True):
+        assert_close(after[name], w - (0.5 if name.startswith("head.") else 0.01) * slope)
+    learned = method("steps=2, lr=0.01, head_lr=0.5, learn_lr='step'")
+    assert learned.step_rates is not None
+    assert {k: round(float(v), 6) for k, v in learned.step_rates(1).items()} == learned.rates
+
+
+def test_a_fast_shared_head_learns_where_one_rate_for_all_stalls() -> None:
+    """Group norm: the zeros that a shared head starts from want a larger rate than the encoder bears."""
+    torch.manual_seed(1)
+    made: Maml = build(
+        "methods", "maml(head='shared', steps=3, lr=0.01, head_lr=1.0)", encoder=toys.encoder("image"), way=5
+    ).train()
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
+    for step in range(30):
+        optimizer.zero_grad()
+        made(toys.episodes(made.encoder, "image", way=5, dtype=torch.float32, seed=10 * step)).loss.mean().backward()
+        optimizer.step()
+    test = toys.episodes(made.encoder.eval(), "image", tasks=10, way=5, dtype=torch.float32, seed=10_000)
+    assert (made.eval()(test).logits.argmax(-1) == test.query.y).double().mean() >= 0.95
+
+
+def test_another_method_finds_the_last_step_s_norms_in_the_encoder() -> None:
+    encoder, batch = image_episodes("image with batch statistics")
+    made = method("steps=2, batch_norm='per_step'", encoder).train()
+    made(batch)
+    assert made.step_norms is not None
+    held = dict(made.encoder.named_parameters()) | dict(made.encoder.named_buffers())
+    for name, value in made.step_norms(2).items():
+        assert_close(held[name], value, rtol=0, atol=0)
+    assert float(held["norms.0.running_mean"].abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("head='shared', steps=1", "the first inner step moves the head alone.*steps of 2 or more"),
+        ("head='shared', test_steps=1", "the first inner step moves the head alone"),
+        ("trainable='head', batch_norm='query'", "batch_norm='query' has no part where trainable='head'"),
+        ("trainable='head', batch_norm='per_step'", "needs an encoder that is adapted"),
+        ("first_order='no'", "first_order must be True or False, not 'no'"),
+        ("vectorize='no'", "vectorize must be True or False, not 'no'"),
+        ("head_lr=0", "head_lr must be a number above 0, not 0"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options: str, message: str) -> None:
+    with pytest.raises(MultifslError, match=message):
+        build("methods", f"maml({options})", encoder=toys.encoder("image with batch statistics"))

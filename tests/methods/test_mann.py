@@ -66,7 +66,7 @@ def weights(made: Mann) -> reference.Weights:
 def after(made: Mann, x: np.ndarray, y: np.ndarray, begin: reference.State | None = None) -> tuple[Any, np.ndarray]:
     """The paper's state after a sequence, and its logits."""
     begin = reference.start(4, 9, 3, 2, 4) if begin is None else begin
-    temperature = float(torch.as_tensor(made.number("temperature")).detach())
+    temperature = float(torch.as_tensor(made.number("temperature"), dtype=torch.float64).detach())
     return reference.sequence(begin, x, y, weights(made), gamma=made.gamma, temperature=temperature)
 
 

@@ -211,3 +211,32 @@ def test_float32_agrees_with_float64() -> None:
 def test_bad_options_say_what_is_allowed(spec: str, message: str) -> None:
     with pytest.raises(MultifslError, match=message):
         build("methods", spec, encoder=Features(2))
+
+
+@pytest.mark.parametrize(("length", "options"), [(10.0, "smoothing=1e-6"), (300.0, "smoothing=0.01"), (3000.0, "")])
+def test_items_that_hardly_differ_are_told_apart_in_float32(length: float, options: str) -> None:
+    """Differences of 1e-4 are lost where products are taken in float32; against float64, on the same numbers."""
+    torch.manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(1, 64) + 1e-4 * torch.randn(25, 64)) * length
+    y, found = torch.arange(5).repeat(5), []
+    for dtype in (torch.float32, torch.float64):
+        method = build("methods", f"svm_head(iterations=60, scale=1.0, {options})", encoder=Features(64)).to(dtype)
+        state = method.adapt(Batch(x.to(dtype), y), torch.ones(5, dtype=torch.bool))
+        found.append(method.classify(state, x.to(dtype)).double())
+    assert float((found[0] - found[1]).abs().max()) < 5e-3 * float(found[1].abs().max())
+
+
+@pytest.mark.parametrize(("length", "c"), [(10.0, 10.0), (500.0, 10.0), (3000.0, 0.1)])
+def test_the_default_number_of_steps_is_enough(length: float, c: float) -> None:
+    """Up to the lengths that the page names: the answers of 20 steps are those of 200."""
+    for spread in (0.3, 1.0, 3.0):
+        torch.manual_seed(0)
+        y = torch.arange(5).repeat(5)
+        centres = spread * torch.randn(5, 64, dtype=torch.float64) + torch.randn(1, 64, dtype=torch.float64)
+        x = torch.nn.functional.normalize(centres[y] + 0.5 * spread * torch.randn(25, 64, dtype=torch.float64)) * length
+        found = []
+        for iterations in (20, 200):
+            spec = f"svm_head(c={c}, scale=1.0, iterations={iterations})"
+            method = build("methods", spec, encoder=Features(64)).double()
+            found.append(method.classify(method.adapt(Batch(x, y), torch.ones(5, dtype=torch.bool)), x))
+        assert float((found[0] - found[1]).abs().max()) < 1e-3 * float(found[1].abs().max())

@@ -51,6 +51,20 @@ def test_tim_equals_the_paper(options: dict[str, Any], uneven: bool) -> None:
     assert_close(out.loss, masked_cross_entropy(expected, qy), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("options", [{"solver": "adm", "steps": 20}, {"solver": "gd", "steps": 4, "lr": 0.05}])
+def test_fewer_queries_than_classes_are_not_to_be_spread(options: dict[str, Any]) -> None:
+    """Against the loops without H(Y); three queries of one class stay together."""
+    inside = ", ".join(f"{k}={v!r}" for k, v in options.items())
+    method = build("methods", f"tim({inside})", encoder=Features(6)).double()
+    x, y, q, _ = task()
+    q = x[:1] + 0.1 * q[:3]
+    logits = method.classify(method.adapt(Batch(x, y), PRESENT), q)
+    theirs = {NAMES.get(k, k): v for k, v in options.items()}
+    expected = torch.from_numpy(reference.logits(x.numpy(), y.numpy(), q.numpy(), 4, **theirs))
+    assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    assert logits.argmax(1).tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("spec", ["tim", "tim(solver='gd', lr=0.001)"])
 def test_the_objective_falls(spec: str) -> None:
     """From the class means to the weights found: lambda CE - H(Y) + alpha H(Y | X), as the reference computes it."""

@@ -1,4 +1,4 @@
-"""Chen et al. 2019, section 3.2: a linear head by gradient descent with momentum, one number at a time.
+"""Chen et al. 2019, section 3.1: a linear head by gradient descent with momentum, one number at a time.
 
 The rule of descent is that of the authors' code: velocity v = g in the first step, then momentum * v + (1 - dampening) * g.
 """

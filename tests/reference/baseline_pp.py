@@ -1,4 +1,4 @@
-"""Chen et al. 2019, section 3.3: a cosine head by gradient descent with momentum, one number at a time.
+"""Chen et al. 2019, section 3.2: a cosine head by gradient descent with momentum, one number at a time.
 
 The rule of descent, and the learned length g of each class, are those of the authors' code.
 """

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-VARIANTS = ["logistic", "logistic(c=10.0, normalise=False, scale=2.0)"]
+VARIANTS = ["logistic", "logistic(c=10.0, balanced=False, normalise=False, scale=2.0)"]
 
 
 def unit(v: np.ndarray) -> np.ndarray:
@@ -17,17 +17,18 @@ def probabilities(row: np.ndarray) -> np.ndarray:
     return np.array(e) / sum(e)
 
 
-def cost(theta: np.ndarray, x: np.ndarray, y: np.ndarray, c: float) -> float:
-    """c * sum of -log p(y_i) + ||W||^2 / 2; theta [N, D + 1], the bias last; x with a 1 appended."""
+def cost(theta: np.ndarray, x: np.ndarray, y: np.ndarray, cs: list[float]) -> float:
+    """Sum of -c_i log p(y_i) + ||W||^2 / 2; theta [N, D + 1], the bias last; x with a 1 appended."""
     total = 0.5 * float((theta[:, :-1] ** 2).sum())
-    for xi, label in zip(x, y, strict=True):
+    for xi, label, c in zip(x, y, cs, strict=True):
         row = theta @ xi
         total += c * (max(row) + math.log(sum(math.exp(v - max(row)) for v in row)) - row[label])
     return total
 
 
-def regression(x: np.ndarray, y: np.ndarray, n_classes: int, c: float = 1.0) -> np.ndarray:
+def regression(x: np.ndarray, y: np.ndarray, n_classes: int, c: float = 1.0, balanced: bool = True) -> np.ndarray:
     """[N, D + 1]: the minimum, the biases adding up to 0."""
+    cs = [c * (len(y) / (n_classes * list(y).count(label)) if balanced else 1.0) for label in y]
     x = np.concatenate([x, np.ones((len(x), 1))], 1)
     dim = x.shape[1]
     theta = np.zeros((n_classes, dim))
@@ -37,7 +38,7 @@ def regression(x: np.ndarray, y: np.ndarray, n_classes: int, c: float = 1.0) -> 
             for d in range(dim - 1):  # the bias is free
                 gradient[k, d] += theta[k, d]
                 hessian[k, d, k, d] += 1.0
-        for xi, label in zip(x, y, strict=True):
+        for xi, label, c in zip(x, y, cs, strict=True):
             p = probabilities(theta @ xi)
             for k in range(n_classes):
                 gradient[k] += c * (p[k] - (label == k)) * xi
@@ -46,7 +47,7 @@ def regression(x: np.ndarray, y: np.ndarray, n_classes: int, c: float = 1.0) -> 
         flat = hessian.reshape(n_classes * dim, -1)
         step = np.linalg.lstsq(flat, gradient.reshape(-1), rcond=1e-13)[0].reshape(n_classes, dim)
         length = 1.0
-        while length > 1e-6 and cost(theta - length * step, x, y, c) > cost(theta, x, y, c) * (1 + 1e-12):
+        while length > 1e-6 and cost(theta - length * step, x, y, cs) > cost(theta, x, y, cs) * (1 + 1e-12):
             length /= 2
         theta = theta - length * step
         if abs(step).max() < 1e-14:
@@ -61,10 +62,11 @@ def logits(
     queries: np.ndarray,
     n_classes: int,
     c: float = 1.0,
+    balanced: bool = True,
     normalise: bool = True,
     scale: float = 1.0,
 ) -> np.ndarray:
     if normalise:
         x, queries = np.stack([unit(v) for v in x]), np.stack([unit(v) for v in queries])
-    theta = regression(x, y, n_classes, c)
+    theta = regression(x, y, n_classes, c, balanced)
     return scale * np.array([[row[:-1] @ q + row[-1] for row in theta] for q in queries])

@@ -1,4 +1,4 @@
-"""Finn et al. 2017, equations 1 and 2, Algorithm 2, on a network of one hidden layer; with the options of MAML++.
+"""Finn et al. 2017, Algorithm 2, on a network of one hidden layer; with the options of MAML++.
 
     z = tanh(W x + b),  logits = V z + c
 
