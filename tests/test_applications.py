@@ -124,7 +124,8 @@ def test_a_run_keeps_what_it_learned_under_other_options(sets: dict[str, tuple[s
         multifsl.load_run(tmp_path / "maml", method="maml(learn_lr='step')")
     with pytest.warns(UserWarning, match="weights of Relation beside its encoder's are random"):
         multifsl.load_run(tmp_path / "maml", method="relation")
-    assert multifsl.load_run(tmp_path / "maml", method="anil", way=4).method.max_way == 4
+    with pytest.warns(UserWarning, match="weights of Anil"):
+        assert multifsl.load_run(tmp_path / "maml", method="anil", way=4).method.max_way == 4
 
     multifsl.train(task, encoder, "simpleshot", out=tmp_path / "simple", steps=2, **shape)
     mean = multifsl.load_run(tmp_path / "simple").method.state_dict()["centring.mean"]
