@@ -1,14 +1,17 @@
 """Reading images: one place for every image encoder."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from multifsl.archive import Member
-from multifsl.errors import BadFile, BadItem
+from multifsl.errors import BadFile, BadItem, MultifslError
 
 
 def load_image(item: Any, mode: Literal["L", "RGB"]) -> Image.Image:
@@ -38,6 +41,30 @@ def load_image(item: Any, mode: Literal["L", "RGB"]) -> Image.Image:
     if hasattr(item, "__array__") or isinstance(item, np.ndarray):
         return _convert(_from_array(np.asarray(item)), mode, "the image")
     raise BadItem(f"an image must be a path, a PIL image or an array, not {type(item).__name__}")
+
+
+def load_square(item: Any, side: int, channels: int) -> np.ndarray:
+    """An image as uint8 [side, side, channels]: its shorter side scaled to `side`, the middle cut out; channels: 1 or 3."""
+    image = load_image(item, "L" if channels == 1 else "RGB")
+    if image.size != (side, side):
+        w, h = image.size
+        scale = side / min(w, h)
+        image = image.resize((max(side, round(w * scale)), max(side, round(h * scale))), Image.Resampling.BILINEAR)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return np.asarray(image, dtype=np.uint8).reshape(side, side, channels)
+
+
+def stack_images(loaded: Sequence[np.ndarray]) -> Tensor:
+    """Images uint8 [H, W, C] as one batch [B, C, H, W]."""
+    return torch.from_numpy(np.stack(loaded)).permute(0, 3, 1, 2).contiguous()
+
+
+def image_channels(channels: int | None, name: str) -> int:
+    """1 or 3; 3 where nobody says. Raises MultifslError."""
+    if channels not in (None, 1, 3):
+        raise MultifslError(f"{name} takes images of 1 or 3 channels, not {channels}")
+    return channels or 3
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -12,11 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
-from multifsl.encoders._image import load_image
+from multifsl.encoders._image import image_channels, load_square, stack_images
 from multifsl.episode import Inputs
 from multifsl.errors import MultifslError
 
@@ -45,9 +44,7 @@ class Conv4(Encoder):
         image_size: int = 28,
     ) -> None:
         super().__init__()
-        channels = 3 if channels is None else channels
-        if channels not in (1, 3):
-            raise MultifslError(f"conv4 takes images of 1 or 3 channels, not {channels}")
+        channels = image_channels(channels, "conv4")
         if image_size < 16:
             raise MultifslError(f"conv4 halves the image four times: image_size must be at least 16, not {image_size}")
         if norm not in ("batch", "group"):
@@ -64,18 +61,10 @@ class Conv4(Encoder):
 
     def load(self, item: Any) -> np.ndarray:
         """An image as uint8 [H, W, C]."""
-        image = load_image(item, "L" if self.channels == 1 else "RGB")
-        side = self.image_size
-        if image.size != (side, side):
-            w, h = image.size
-            scale = side / min(w, h)
-            image = image.resize((max(side, round(w * scale)), max(side, round(h * scale))), Image.Resampling.BILINEAR)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        return np.asarray(image, dtype=np.uint8).reshape(side, side, self.channels)
+        return load_square(item, self.image_size, self.channels)
 
     def collate(self, loaded: Sequence[Any]) -> Inputs:
-        return torch.from_numpy(np.stack(loaded)).permute(0, 3, 1, 2).contiguous()
+        return stack_images(loaded)
 
     def forward(self, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)

@@ -20,6 +20,7 @@ from tests.needs import needs_minilm
 SMALL = {
     "conv4": ["conv4(width=8)", "conv4(width=8, norm='group', channels=1, image_size=40)"],
     "ecapa": ["ecapa(channels=16, dim=12)"],
+    "resnet12": ["resnet12(image_size=32)", "resnet12(image_size=40, pool=False, channels=1)"],
     "transformer": ["transformer"],
 }
 SPECS = [spec for name in registry.names("encoders") for spec in SMALL.get(name, [name])]
