@@ -85,7 +85,7 @@ class AdaptationMethod(Method):
         self.adapted = chosen_parameters(encoder, trainable)
         self.takes_embeddings = not self.adapted
         self.norms = [] if self.takes_embeddings else batch_norms(encoder)
-        if batch_norm == "query" and self.takes_embeddings and batch_norms(encoder):
+        if batch_norm == "query" and trainable == "head" and batch_norms(encoder):
             raise MultifslError(
                 "batch_norm='query' has no part where trainable='head': embeddings are made by the encoder's running statistics"
             )

@@ -99,14 +99,12 @@ class Maml(AdaptationMethod):
                 "with head='shared' the rows are equal at first, so that the first inner step moves the head alone: "
                 "take steps of 2 or more, head='fixed', or trainable='head'"
             )
-        if per_step and not self.norms:
-            raise MultifslError(
-                "batch_norm='per_step' needs an encoder that is adapted, and has batch normalisation; take 'support'"
-            )
+        if per_step and trainable == "head":
+            raise MultifslError("batch_norm='per_step' needs an encoder that is adapted, not trainable='head'")
         self.first_order, self.first_order_until = first_order, first_order_until
         self.learn_lr, self.multi_step_loss, self.batch_norm = learn_lr, multi_step_loss, batch_norm
         self.inner_batch_statistics = not per_step
-        self.step_norms = StepNorms(self.norms, steps=steps) if per_step else None
+        self.step_norms = StepNorms(self.norms, steps=steps) if per_step and self.norms else None
         if self.step_norms is not None:
             self.adapted = [name for name in self.adapted if name not in self.step_norms.names]
             for _, norm in self.norms:  # the steps' own stand in for them
