@@ -659,17 +659,17 @@ def test_the_head_may_have_a_rate_of_its_own() -> None:
         assert_close(after[name], w - (0.5 if name.startswith("head.") else 0.01) * slope)
     learned = method("steps=2, lr=0.01, head_lr=0.5, learn_lr='step'")
     assert learned.step_rates is not None
-    assert {k: round(float(v), 6) for k, v in learned.step_rates(1).items()} == learned.rates
+    assert {k: round(float(v.detach()), 6) for k, v in learned.step_rates(1).items()} == learned.rates
 
 
 def test_a_fast_shared_head_learns_where_one_rate_for_all_stalls() -> None:
     """Group norm: the zeros that a shared head starts from want a larger rate than the encoder bears."""
     torch.manual_seed(1)
     made: Maml = build(
-        "methods", "maml(head='shared', steps=3, lr=0.01, head_lr=1.0)", encoder=toys.encoder("image"), way=5
+        "methods", "maml(head='shared', steps=3, lr=0.01, head_lr=0.3)", encoder=toys.encoder("image"), way=5
     ).train()
-    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
-    for step in range(30):
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.003)
+    for step in range(64):
         optimizer.zero_grad()
         made(toys.episodes(made.encoder, "image", way=5, dtype=torch.float32, seed=10 * step)).loss.mean().backward()
         optimizer.step()
