@@ -657,7 +657,7 @@ def test_the_head_may_have_a_rate_of_its_own() -> None:
     after = made.inner_loop(Batch(sx[0], sy[0]), present[0])
     for (name, w), slope in zip(start.items(), slopes, strict=True):
         assert_close(after[name], w - (0.5 if name.startswith("head.") else 0.01) * slope)
-    learned = method("steps=2, lr=0.01, head_lr=0.5, learn_lr='step'")
+    learned = Maml(Features(3), steps=2, lr=0.01, head_lr=0.5, learn_lr="step")
     assert learned.step_rates is not None
     assert {k: round(float(v.detach()), 6) for k, v in learned.step_rates(1).items()} == learned.rates
 
