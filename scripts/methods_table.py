@@ -74,7 +74,7 @@ SAME_RUN = {"finetune": "simpleshot"}  # both start from an encoder trained as a
 MINUTES = {  # where not 4
     "omniglot/mann": 10, "omniglot/maml": 15, "omniglot/reptile": 15, "omniglot/meta_lstm": 10, "omniglot/simpleshot": 15,
     "omniglot/caml": 6, "speakers/mann": 10, "speakers/simpleshot": 10, "speakers/reptile": 10,
-    **{f"banking77/{method}": 3 for method in ("matching", "mann", "meta_lstm", "maml", "ridge", "anil", "logistic", "simpleshot", "caml")},
+    **{f"banking77/{method}": 3 for method in METHODS if method not in ("siamese", "prototypical", "reptile")},
 }  # fmt: skip
 EXTRA: dict[str, dict[str, Any]] = {  # what a row's training does otherwise
     "omniglot/mann": {"episodes_per_step": 16}, "speakers/mann": {"episodes_per_step": 16},
