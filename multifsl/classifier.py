@@ -103,6 +103,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             MultifslError: an unknown encoder or method. BadItem: an item that cannot be read, by name. ValueError: X and y do not
             fit together. What was learned before stays where fit fails.
         """
+        self._fit(X, y)
+        if len(self.classes_) == 1:
+            warnings.warn("there is one class only: every answer will be that one", stacklevel=2)
+        return self
+
+    def _fit(self, X: Any, y: Any) -> Self:
         self._check_reject()
         with self._features_as_before():
             X, labels = self._checked(X, y, reset=True)
@@ -132,6 +138,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             empty = [items.class_names[i] for i in np.flatnonzero(counts == 0)]
             raise MultifslError(f"no item of {', '.join(map(repr, empty[:5]))} could be read; mend or remove the class")
         self._set_support(method, x, np.array(items.class_names)[kept.labels])
+        if len(self.classes_) == 1:
+            warnings.warn("there is one class only: every answer will be that one", stacklevel=2)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
@@ -140,7 +148,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The result equals a `fit` on everything seen. `classes` is there for scikit-learn, and is not needed.
         """
         if not hasattr(self, "method_"):
-            return self.fit(X, y)
+            return self._fit(X, y)
         X, labels = self._checked(X, y, reset=False)
         if _kind(labels) != _kind(self.classes_):
             raise MultifslError(
@@ -317,14 +325,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         else:
             method = build("methods", self.method, encoder=encoder, way=max(2, len(np.unique(labels))))
             method.warn_of_random_weights()
-        self._warn(method, labels)
+        self._warn(method)
         return method.to(pick_device(self.device)).eval()  # type: ignore[no-any-return]
 
-    def _warn(self, method: Method, labels: np.ndarray) -> None:
+    def _warn(self, method: Method) -> None:
         """Of what would give poor answers without a word."""
         name = resolved(method)
-        if len(np.unique(labels)) == 1:
-            warnings.warn("there is one class only: every answer will be that one", stacklevel=4)
         if method.transductive:
             warnings.warn(
                 f"{name} is transductive: it answers all items of one `predict` together, and expects some of every class there",

@@ -115,7 +115,9 @@ def test_a_class_without_support_and_a_single_item_are_refused() -> None:
     one = Batch(encoder.preprocess(toys.items("image", np.array([0]))), torch.tensor([0]))
     with pytest.raises(MultifslError, match="at least 2 items; 1 came"):
         method.adapt(one, torch.ones(1, dtype=torch.bool))
-    with pytest.raises(MultifslError, match="at most 1 classes apart, not 2.*--way 2, or with head='shared'"):
+    with pytest.raises(
+        MultifslError, match="at most 1 classes apart, not 2.*--way 2 and no smaller max_way, or with head='shared'"
+    ):
         method.adapt(
             Batch(encoder.preprocess(toys.items("image", np.array([0, 1]))), torch.tensor([0, 1])),
             torch.ones(2, dtype=torch.bool),

@@ -61,7 +61,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
 
 @pytest.mark.parametrize("modality", ["image", "speech", "text"])
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.filterwarnings("ignore:no validation")
+@pytest.mark.filterwarnings("ignore:no validation", "ignore:.*is transductive")
 def test_a_method_trains_is_evaluated_and_serves(
     name: str, modality: str, sets: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
@@ -238,6 +238,7 @@ def test_what_cannot_be_trained_is_said(sets: dict[str, tuple[str, str]], tmp_pa
         multifsl.train(task, frozen.encoder, "simpleshot", out=tmp_path / "run", way=3, shot=1, query=2, steps=1)
 
 
+@pytest.mark.filterwarnings("ignore:.*beside its encoder's are random")
 def test_an_adaptation_that_diverges_is_told(sets: dict[str, tuple[str, str]]) -> None:
     task, encoder = sets["image"]
     wild = "maml(lr=1e30, steps=5)"

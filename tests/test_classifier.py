@@ -131,6 +131,7 @@ def everything(model: FewShotClassifier, X: Any) -> dict[str, Any]:
 
 
 @parametrize_with_checks([FewShotClassifier(), FewShotClassifier(method=EUCLIDEAN)])
+@pytest.mark.filterwarnings("ignore:there is one class only")
 def test_scikit_learns_own_checks(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 

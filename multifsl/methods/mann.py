@@ -271,7 +271,7 @@ def _mixed(y: Tensor) -> Tensor:
     """An order [T, L] of the items with labels y [T, L] that is always the same and mixes the classes; padding stands last.
 
     >>> _mixed(torch.tensor([[0, 0, -1, 1, 1]]))
-    tensor([[0, 3, 1, 4, 2]])
+    tensor([[3, 4, 0, 1, 2]])
     """
     place = (y >= 0).cumsum(1)
     key = place * 2654435761 % 2**32  # scrambles, by Knuth's multiplier and shifts of its bits

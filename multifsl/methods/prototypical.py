@@ -31,6 +31,7 @@ class Prototypical(EmbeddingMethod):
         temperature: what distances and cosines are divided by, a number above 0, or "learned", trained from 1 (euclidean)
             or 0.1 (cosine). By default 1 for euclidean and "learned" for cosine.
 
+    >>> import torch
     >>> from multifsl.encoder import Features
     >>> method = Prototypical(Features(2))
     >>> support = Batch(torch.tensor([[0.0, 0.0], [0.0, 2.0], [5.0, 5.0]]), torch.tensor([0, 0, 1]))

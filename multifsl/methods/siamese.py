@@ -58,7 +58,7 @@ class Siamese(EmbeddingMethod):
     >>> method = Siamese(Features(2), normalise=False)
     >>> support = Batch(torch.tensor([[0.0, 0.0], [0.0, 2.0], [3.0, 0.0]]), torch.tensor([0, 0, 1]))
     >>> state = method.adapt(support, present=torch.tensor([True, True]))
-    >>> method.classify(state, torch.tensor([[0.0, 0.0]]))
+    >>> method.classify(state, torch.tensor([[0.0, 0.0]])).round(decimals=4)
     tensor([[-2., -9.]])
     """
 

@@ -34,6 +34,7 @@ class Simpleshot(Centred, EmbeddingMethod):
         transform: "cl2n" (centred, then length 1), "l2n" (length 1) or "un" (as they are).
         temperature: what squared distances are divided by, a number above 0; it changes how sure the answers are, not which.
 
+    >>> import torch
     >>> from multifsl.encoder import Features
     >>> method = Simpleshot(Features(2))
     >>> method.learn_base(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))

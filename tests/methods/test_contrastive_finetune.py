@@ -71,7 +71,7 @@ def test_the_logistic_head_is_that_of_scikit_learn() -> None:
     (x, y), (q, qy) = data(), data(1)
     w = tuned(made, x, y)
     unit = [np.stack([hidden(w, v) / np.linalg.norm(hidden(w, v)) for v in leaf]) for leaf in (x, q)]
-    theirs = LogisticRegression(tol=1e-8, max_iter=1000).fit(unit[0], y)
+    theirs = LogisticRegression(class_weight="balanced", tol=1e-8, max_iter=1000).fit(unit[0], y)
     found = made(episode(x, y, q, qy)).logits[0].softmax(1).detach().numpy()
     np.testing.assert_allclose(found, theirs.predict_proba(unit[1]), atol=1e-4)
 

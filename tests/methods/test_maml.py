@@ -492,8 +492,8 @@ def test_vectorised_equals_the_loop_in_loss_and_gradient(kind: str, options: str
     loop.load_state_dict(made.state_dict())
     batch = episodes(4)
     out, expected = made(batch), loop(batch)
-    assert_close(out.loss, expected.loss, rtol=1e-12, atol=0)
-    assert_close(out.logits, expected.logits, rtol=1e-11, atol=1e-12)
+    assert_close(out.loss, expected.loss, rtol=1e-10, atol=0)
+    assert_close(out.logits, expected.logits, rtol=1e-9, atol=1e-10)
     found = gradient(made, out.loss.sum())
     for k, g in gradient(loop, expected.loss.sum()).items():
         assert_close(found[k], g, rtol=1e-9, atol=1e-12)

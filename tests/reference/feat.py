@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+STEPS = 120
 VARIANTS = [
     "feat(dropout=0.0)",
     "feat(dropout=0.0, heads=2, balance=0.0, temperature=8.0)",
