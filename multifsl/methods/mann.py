@@ -14,10 +14,10 @@ At time t the controller sees item x_t and the label of the item before it, y_t-
     w^lu_t = 1 at the n least used slots, n the number of heads, else 0             (equation 6)
     p(y_t) = softmax(linear([h_t, r_t])), and loss = sum over t of -log p(y_t)      (section 2)
 
-Departures. x_t is the encoder's embedding; the paper's are raw pixels. Where slots tie in equation 6, the first count: if all did,
-as it reads, an empty memory's slots would stay alike for ever. `setting="sequence"` trains as the paper does, on all items in one
-sequence. By default the support items are the sequence, and each query is answered as the next item, unseen by the others; however
-it was trained, that is how the network answers.
+Departures. x_t is the encoder's embedding, standardised; the paper's are raw pixels, of 0 to 1. Where slots tie in equation 6,
+the first count: if all did, as it reads, an empty memory's slots would stay alike for ever. `setting="sequence"` trains as the
+paper does, on all items in one sequence. By default the support items are the sequence, and each query is answered as the next
+item, unseen by the others; however it was trained, that is how the network answers.
 
 Shape letters: T tasks, L items of a sequence, Q queries, N ways, D embedding width, H controller units, C `max_way`, R heads,
 M slots, W slot width. `...` stands for the tasks, for tasks and queries, or for nothing.
@@ -26,6 +26,7 @@ M slots, W slot width. `...` stands for the tasks, for tasks and queries, or for
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
@@ -33,7 +34,7 @@ from multifsl.episode import PADDING, Batch, Episode, Inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import full_precision, lstm_cell, mask_absent, masked_cross_entropy, without_autocast
 from multifsl.method import EmbeddingMethod, Output, check_support
-from multifsl.options import check_below_one, check_choice, check_counts
+from multifsl.options import check_below_one, check_choice, check_counts, check_flags
 
 
 class MannState(NamedTuple):
@@ -65,6 +66,8 @@ class Mann(EmbeddingMethod):
         gamma: what is left of a slot's usage after one more item, a number from 0 and below 1.
         temperature: what cosines are divided by in reading, a number above 0, or "learned", trained from 0.1. With the paper's 1,
             one of 128 slots gets no more than 6 % of the weight, and learning takes longer.
+        standardise: whether each embedding is brought to mean 0 and variance 1 over its own numbers. Without, long ones, such as
+            conv4's of a length of 34, saturate the LSTM, which then learns nothing.
 
     >>> from multifsl.encoder import Features
     >>> method = Mann(Features(2), max_way=3)
@@ -91,6 +94,7 @@ class Mann(EmbeddingMethod):
         heads: int = 4,
         gamma: float = 0.99,
         temperature: float | Literal["learned"] = 1.0,
+        standardise: bool = True,
     ) -> None:
         super().__init__(encoder)
         check_choice("setting", setting, ("episode", "sequence"))
@@ -103,6 +107,8 @@ class Mann(EmbeddingMethod):
                 f"each of the {heads} heads needs a slot to write to, but there are {slots}: ask for more"
             )
         check_below_one(gamma=gamma)
+        check_flags(standardise=standardise)
+        self.standardise = standardise
         self.setting, self.memory, self.order, self.max_way, self.gamma = setting, memory, order, max_way, gamma
         self.slots, self.slot_width, self.controller, self.heads = slots, slot_width, controller, heads
         read = heads * slot_width
@@ -128,7 +134,7 @@ class Mann(EmbeddingMethod):
         assert isinstance(x, Tensor)
         before = MannState(*(leaf.unsqueeze(state.present.ndim - 1) for leaf in state))  # one for all queries
         with without_autocast(x):
-            _, seen = self._step(before, full_precision(x), x.new_ones(x.shape[:-1], dtype=torch.bool))
+            _, seen = self._step(before, self._input(x), x.new_ones(x.shape[:-1], dtype=torch.bool))
             return self._logits(seen, state.present)
 
     def solve(self, episode: Episode) -> Output:
@@ -200,7 +206,7 @@ class Mann(EmbeddingMethod):
         assert self.max_way is not None
         self.check_ways(present.shape[-1])
         with without_autocast(x):
-            x = full_precision(x).where((y != PADDING).unsqueeze(-1), 0.0)  # padding may hold NaN
+            x = self._input(x.where((y != PADDING).unsqueeze(-1), 0.0))  # padding may hold NaN
             labels, known = _one_hot(y, self.max_way, x.dtype), y >= 0
             state, seen = self._start(x, present), []
             for t in range(y.shape[-1]):
@@ -208,6 +214,10 @@ class Mann(EmbeddingMethod):
                 state = state._replace(label=labels[..., t, :].where(known[..., t, None], state.label))
                 seen.append(features)
             return self._logits(torch.stack(seen, -2), present), state
+
+    def _input(self, x: Tensor) -> Tensor:
+        x = full_precision(x)
+        return F.layer_norm(x, x.shape[-1:]) if self.standardise else x
 
     def _start(self, x: Tensor, present: Tensor) -> MannState:
         """What a task begins with; x [..., L, D]."""

@@ -26,6 +26,7 @@ def method(options: str = "", dim: int = DIM) -> Mann:
     """A small network with larger weights than it begins with, so that no gate is near its middle; items in the order given."""
     torch.manual_seed(0)
     options = options if "order=" in options else ", ".join(filter(None, [options, "order='given'"]))
+    options = options if "standardise=" in options else f"{options}, standardise=False"
     made: Mann = build("methods", f"mann({SMALL}{', ' if options else ''}{options})", encoder=Features(dim)).double()
     with torch.no_grad():
         for p in made.parameters():
@@ -314,6 +315,16 @@ def test_the_order_at_evaluation_does_not_see_padding() -> None:
     assert torch.equal(_mixed(padded)[0, :6], places[_mixed(y)[0]])
 
 
+def test_embeddings_are_standardised_each_by_itself() -> None:
+    """The same answers as without, on numbers that were standardised by hand; and so whatever their scale and shift."""
+    made, plain = method("standardise=True"), method()
+    x, q = items(7), items(4, seed=1)
+    by_hand = [(v - v.mean(1, keepdims=True)) / np.sqrt(v.var(1, keepdims=True) + 1e-5) for v in (x, q)]
+    expected = plain.eval().solve(episode(*by_hand))
+    assert_close(made.eval().solve(episode(x, q)), expected, rtol=1e-10, atol=1e-10)
+    assert_close(made.solve(episode(50 * x + 7, 50 * q + 7)).logits, expected.logits, rtol=1e-2, atol=1e-3)
+
+
 def test_a_class_without_support_is_refused() -> None:
     batch = meta_batch()
     with pytest.raises(MultifslError, match="support"):
@@ -370,7 +381,7 @@ def test_whole_sequences_teach_what_belongs_to_which_label() -> None:
     torch.manual_seed(0)
     made: Mann = build(
         "methods",
-        "mann(setting='sequence', max_way=3, slots=16, slot_width=20, controller=64, temperature='learned')",
+        "mann(setting='sequence', max_way=3, slots=16, slot_width=20, controller=64, temperature='learned', standardise=False)",
         encoder=Features(4),
     ).train()
 
