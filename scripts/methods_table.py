@@ -67,8 +67,7 @@ METHODS: dict[str, dict[str, str]] = {
 }
 WIDE = {"siamese", "matching", "prototypical", "ridge", "logistic", "simpleshot"}  # trained with more ways
 ADAPTING = {"maml", "reptile", "meta_lstm", "finetune"}
-# The encoder comes from that row's run: from random weights mann was at chance on omniglot after 20 minutes and 1,163 steps of
-# 16 episodes, and caml at 25 % on speakers after 4 minutes.
+# The encoder comes from that row's run. (From random weights caml was at 25 % on speakers after 4 minutes.)
 START = {"omniglot/mann": "simpleshot", "speakers/mann": "simpleshot", "speakers/caml": "simpleshot"}
 SAME_RUN = {"finetune": "simpleshot"}  # both start from an encoder trained as a plain classifier
 MINUTES = {  # where not 4
