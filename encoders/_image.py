@@ -67,6 +67,12 @@ def image_channels(channels: int | None, name: str) -> int:
     return channels or 3
 
 
+def check_halved_four_times(image_size: int, name: str) -> None:
+    """Raises MultifslError where four halvings would leave no pixel."""
+    if image_size < 16:
+        raise MultifslError(f"{name} halves the image four times: image_size must be at least 16, not {image_size}")
+
+
 def _from_array(array: np.ndarray) -> Image.Image:
     shape = array.shape
     if array.ndim == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):

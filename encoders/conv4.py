@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
-from multifsl.encoders._image import image_channels, load_square, stack_images
+from multifsl.encoders._image import check_halved_four_times, image_channels, load_square, stack_images
 from multifsl.episode import Inputs
 from multifsl.errors import MultifslError
 
@@ -45,8 +45,7 @@ class Conv4(Encoder):
     ) -> None:
         super().__init__()
         channels = image_channels(channels, "conv4")
-        if image_size < 16:
-            raise MultifslError(f"conv4 halves the image four times: image_size must be at least 16, not {image_size}")
+        check_halved_four_times(image_size, "conv4")
         if norm not in ("batch", "group"):
             raise MultifslError(f"no norm {norm!r}; known: 'batch', 'group'")
         if width < 1 or (norm == "group" and width % 8):

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
-from multifsl.encoders._image import image_channels, load_square, stack_images
+from multifsl.encoders._image import check_halved_four_times, image_channels, load_square, stack_images
 from multifsl.episode import Inputs
-from multifsl.errors import MultifslError
+from multifsl.options import check_below_one, check_counts, check_flags
 
 WIDTHS = (64, 160, 320, 640)
 RAMP = 40_000  # batches until blocks are dropped at the full rate
@@ -49,6 +49,7 @@ class ResNet12(Encoder):
     """
 
     modality = "image"
+    batches: Tensor
 
     def __init__(
         self,
@@ -61,16 +62,10 @@ class ResNet12(Encoder):
     ) -> None:
         super().__init__()
         channels = image_channels(channels, "resnet12")
-        if image_size < 16:
-            raise MultifslError(
-                f"resnet12 halves the image four times: image_size must be at least 16, not {image_size}"
-            )
-        if not isinstance(pool, bool):
-            raise MultifslError(f"pool must be True or False, not {pool!r}")
-        if not (isinstance(drop_rate, int | float) and 0 <= drop_rate < 1):
-            raise MultifslError(f"drop_rate must be a number from 0 and below 1, not {drop_rate!r}")
-        if not isinstance(block_size, int) or block_size < 1:
-            raise MultifslError(f"block_size must be a whole number from 1, not {block_size!r}")
+        check_halved_four_times(image_size, "resnet12")
+        check_flags(pool=pool)
+        check_below_one(drop_rate=drop_rate)
+        check_counts(block_size=block_size)
         self.pool, self.drop_rate, self.block_size = pool, drop_rate, block_size
         self.channels, self.image_size = channels, image_size
         self.dim = WIDTHS[-1] * (1 if pool else (image_size // 16) ** 2)
@@ -79,8 +74,6 @@ class ResNet12(Encoder):
         )
         self.register_buffer("batches", torch.tensor(0.0))  # that training has seen
         self.to(memory_format=torch.channels_last)
-
-    batches: Tensor
 
     def load(self, item: Any) -> np.ndarray:
         """An image as uint8 [H, W, C]."""

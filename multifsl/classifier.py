@@ -103,10 +103,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             MultifslError: an unknown encoder or method. BadItem: an item that cannot be read, by name. ValueError: X and y do not
             fit together. What was learned before stays where fit fails.
         """
-        self._fit(X, y)
-        if len(self.classes_) == 1:
-            warnings.warn("there is one class only: every answer will be that one", stacklevel=2)
-        return self
+        return self._fit(X, y)._warned_of_one_class()
 
     def _fit(self, X: Any, y: Any) -> Self:
         self._check_reject()
@@ -138,9 +135,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             empty = [items.class_names[i] for i in np.flatnonzero(counts == 0)]
             raise MultifslError(f"no item of {', '.join(map(repr, empty[:5]))} could be read; mend or remove the class")
         self._set_support(method, x, np.array(items.class_names)[kept.labels])
-        if len(self.classes_) == 1:
-            warnings.warn("there is one class only: every answer will be that one", stacklevel=2)
-        return self
+        return self._warned_of_one_class()
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """Learn more examples of known classes, or whole new classes.
@@ -327,6 +322,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             method.warn_of_random_weights()
         self._warn(method)
         return method.to(pick_device(self.device)).eval()  # type: ignore[no-any-return]
+
+    def _warned_of_one_class(self) -> Self:
+        if len(self.classes_) == 1:
+            warnings.warn("there is one class only: every answer will be that one", stacklevel=3)
+        return self
 
     def _warn(self, method: Method) -> None:
         """Of what would give poor answers without a word."""

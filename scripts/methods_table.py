@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, str]] = {
     "siamese": {"*": "siamese"},
     "matching": {"*": "matching(temperature='learned')"},
     "prototypical": {"omniglot": "prototypical", "*": "prototypical(distance='cosine')"},
-    "mann": {"*": "mann(temperature='learned')"},  # with the paper's, 1, it learns many times slower
+    "mann": {"*": "mann(temperature='learned')"},  # off the ground sooner than with the paper's, 1
     "meta_lstm": {
         "omniglot": "meta_lstm(lr=0.1)",  # 0.01 is slower
         "speakers": "meta_lstm(lr=0.1, trainable='last')",

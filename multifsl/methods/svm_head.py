@@ -90,9 +90,8 @@ class SvmHead(EmbeddingMethod):
         valid = support.y >= 0
         x = full_precision(support.x).where(valid.unsqueeze(1), 0.0)  # padding may hold NaN
         with without_autocast(x):
-            wide = highest_precision(
-                x
-            )  # before the products: of items that hardly differ, it is their differences that count
+            # Before the products: of items that hardly differ, it is their differences that count.
+            wide = highest_precision(x)
             a = self._dual(wide @ wide.T, support.y, present)
             return SvmHeadState((wide.T @ a.T).to(x), Examples(x, support.y, present))
 
