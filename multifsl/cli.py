@@ -155,6 +155,9 @@ def train(
     disjoint_groups: Disjoint = False,
     imbalance: Imbalance = 0.0,
     skip_small_classes: SkipSmall = False,
+    freeze_encoder: Annotated[
+        bool, typer.Option("--freeze-encoder", help="Train the method alone, on embeddings that are made once.")
+    ] = False,
     device: Device = "auto",
     data_root: DataRoot = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -171,8 +174,8 @@ def train(
         run = run_training(
             task, encoder, method, out=out, way=_range("way", way), shot=_range("shot", shot), query=query,
             episodes_per_step=episodes_per_step, steps=steps, minutes=minutes, lr=lr, seed=seed, precision=precision,
-            disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes, device=device,
-            data_root=data_root, resume=resume, overwrite=overwrite,
+            disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes,
+            freeze_encoder=freeze_encoder, device=device, data_root=data_root, resume=resume, overwrite=overwrite,
             report=report, progress=track,
         )  # fmt: skip
     done = run.info["metrics"]

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multifsl.bank import Bank, Progress, Stream, open_data, sampler_of
+from multifsl.bank import Bank, Progress, Stream, embed_items, open_data, sampler_of
 from multifsl.base_training import BaseClassifier
 from multifsl.checkpoint import Run, save_run
-from multifsl.encoder import Encoder
+from multifsl.encoder import Encoder, Features
 from multifsl.episode import Range
 from multifsl.errors import MultifslError
 from multifsl.evaluation import (
@@ -67,6 +67,7 @@ def train(
     disjoint_groups: bool = False,
     imbalance: float = 0.0,
     skip_small_classes: bool = False,
+    freeze_encoder: bool = False,
     device: str = "auto",
     data_root: Path | str | None = None,
     resume: bool = False,
@@ -90,6 +91,8 @@ def train(
             its seed is the same to the bit on the CPU.
         precision: "float32", or "bfloat16" (the encoder under autocast; distances and losses stay in float32).
         disjoint_groups, imbalance, skip_small_classes: see EpisodeSampler.
+        freeze_encoder: leave the encoder as it is, and train the method's own weights on embeddings that are made once: a
+            hundred times the steps where the encoder is large.
         report: called as report(step, fraction done, {"loss", "accuracy", "episodes_per_second"}) every few steps.
         progress: wraps the reading of the data, such as `rich.progress.track`.
 
@@ -128,6 +131,7 @@ def train(
         "task": resolved(data), "encoder": resolved(network), "method": resolved(learner),
         **shape, "way": _plain(way), "shot": _plain(shot),
         "episodes_per_step": episodes_per_step, "steps": steps, "minutes": minutes, "lr": lr, "precision": precision,
+        "freeze_encoder": freeze_encoder,
     }  # fmt: skip
     out = Path(out)
 
@@ -135,21 +139,26 @@ def train(
     train_items = data.items("train")
     check_folder(out, settings, resume=resume, overwrite=overwrite)
     sampler = sampler_of(train_items, **shape)  # says at once what does not fit
-    source = open_data(network, train_items, device=where, progress=progress)
+    if freeze_encoder:
+        _check_frozen(learner)
+        learner.encoder = Features(network.dim)  # all that it meets from here on are embeddings
+    source = _open(network, learner, train_items, where, progress)
     if len(source.items.labels) != len(train_items.labels):  # unreadable items were left out
         sampler = sampler_of(source.items, **shape)
-    validation = _validation_data(data, learner, shape, where, progress)
+    validation = _validation_data(data, network, learner, shape, where, progress)
 
     # ---- model ----
     learner.to(where).train()
-    network.published = network.published and not any(p.requires_grad for p in network.parameters())
+    trains_encoder = not freeze_encoder and any(p.requires_grad for p in network.parameters())
+    network.published = network.published and not trains_encoder
     by_class = learner.learns_from == "classes"
     n_classes = len(source.items.class_names) if by_class else 0
     model = BaseClassifier(learner, n_classes, learner.base_head).to(where) if by_class else learner
     trained = [p for p in (network if by_class else learner).parameters() if p.requires_grad]
     if not trained:
+        frozen = " with its encoder frozen" if freeze_encoder else ""
         raise MultifslError(
-            f"{resolved(learner)} on {resolved(network)} has nothing to train; `evaluate` takes it as it is"
+            f"{resolved(learner)} on {resolved(network)}{frozen} has nothing to train; `evaluate` takes it as it is"
         )
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     open_folder(out, settings, resume=resume)
@@ -256,6 +265,7 @@ def train(
     learner.eval()
     if learner.wants_base:
         learn_base(learner, _seen(source))
+    learner.encoder = network
     result: dict[str, Any] = {
         "seconds": round(at.seconds, 1),
         "steps_done": at.step,
@@ -313,12 +323,32 @@ def _seen(source: Bank | Stream) -> Bank | Items:
     return source.items if isinstance(source, Stream) else source
 
 
+def _check_frozen(learner: Method) -> None:
+    """Raises MultifslError for a method that cannot be trained on the embeddings of a frozen encoder."""
+    if learner.learns_from == "classes":
+        raise MultifslError(f"{resolved(learner)} trains nothing but the encoder; it cannot be frozen")
+    if not learner.takes_embeddings:
+        raise MultifslError(
+            f"{resolved(learner)} adapts the encoder in every task; with the encoder frozen, take trainable='head'"
+        )
+
+
+def _open(
+    network: Encoder, learner: Method, items: Items, where: torch.device, progress: Progress | None
+) -> Bank | Stream:
+    """What the learner's encoder reads: decoded items, or, where `Features` stands in for the network, its embeddings."""
+    if learner.encoder is network:
+        return open_data(network, items, device=where, progress=progress)
+    return Bank(*embed_items(network.to(where), items, progress=progress))
+
+
 def _plain(value: Range) -> int | list[int]:
     return value if isinstance(value, int) else list(value)
 
 
 def _validation_data(
     data: Task,
+    network: Encoder,
     learner: Method,
     train_shape: dict[str, Any],
     where: torch.device,
@@ -337,5 +367,4 @@ def _validation_data(
     except MultifslError as error:
         warnings.warn(f"no validation, so the last weights will be kept: {error}", stacklevel=3)
         return None
-    source = open_data(learner.encoder, items, device=where, progress=progress)
-    return _seen(source), shape
+    return _seen(_open(network, learner, items, where, progress)), shape

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,23 @@ def test_padding_changes_nothing(folders: dict[str, Path], kind: str) -> None:
     assert isinstance(x, dict)
     padded = concat([x, {k: torch.zeros(len(TEXTS), 5, dtype=v.dtype) for k, v in x.items()}], dim=1)
     torch.testing.assert_close(encoder(padded), encoder(x), atol=1e-5, rtol=0)
+
+
+def test_blocks_of_similar_length_change_nothing_but_the_time(bert: Transformer) -> None:
+    """Forty texts of 1 to 12 words at once, as one padded batch and as blocks: embeddings and gradients are the same."""
+    bert = deepcopy(bert)
+    texts = [" ".join(["cat"] * (1 + 7 * i % 12)) for i in range(40)]
+    x = bert.preprocess(texts)
+    widths: list[int] = []
+    bert.network.register_forward_pre_hook(
+        lambda _m, _a, inputs: widths.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    whole, blocks = bert._run(x), bert(x)
+    assert widths[0] == max(widths) and sorted(widths[1:], reverse=True) == widths[1:] and len(widths) == 1 + 3
+    torch.testing.assert_close(blocks, whole, rtol=1e-5, atol=1e-6)
+    parameters = [p for p in bert.parameters() if p.requires_grad]
+    ours, theirs = (torch.autograd.grad(z.square().sum(), parameters) for z in (blocks, whole))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_a_row_without_tokens_is_inert(bert: Transformer) -> None:

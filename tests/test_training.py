@@ -290,3 +290,40 @@ def test_trained_weights_are_no_longer_the_published_ones(tmp_path: Path) -> Non
     model.save(tmp_path / "model")
     again = multifsl.FewShotClassifier.load(tmp_path / "model")
     np.testing.assert_allclose(again.predict_proba(["a red one"]), model.predict_proba(["a red one"]), atol=1e-6)
+
+
+def test_a_frozen_encoder_is_embedded_once_and_stays_as_it_was(pictures: Path, tmp_path: Path) -> None:
+    """The method alone is trained, on the embeddings of evaluation mode; encoder, running statistics included, as given."""
+    encoder = build("encoders", ENCODER)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    embed, seen = type(encoder).embed, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(encoder), "embed", lambda self, x, *a: seen.append(len(x)) or embed(self, x, *a))  # type: ignore[func-returns-value]
+        done = multifsl.train(
+            f"images({str(pictures)!r})", encoder, "matching(temperature='learned')", out=tmp_path / "run", **SHAPE, steps=200,
+            lr=0.01, freeze_encoder=True,
+        )  # fmt: skip
+    assert seen == [13 * 6, 3 * 6]  # train and val classes, once each
+    assert equal(dict(done.method.encoder.state_dict()), before)
+    fresh = build("methods", "matching(temperature='learned')", encoder=encoder)
+    assert not equal(dict(done.method.state_dict()), dict(fresh.state_dict()))
+    loaded = multifsl.load_run(tmp_path / "run").method
+    assert equal(dict(loaded.state_dict()), dict(done.method.state_dict()))
+    frozen = multifsl.evaluate(tmp_path / "run", query=3, way=3, episodes=50)
+    assert frozen.accuracy > 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("prototypical", "with its encoder frozen has nothing to train"),
+        ("maml", "take trainable='head'"),
+        ("simpleshot", "trains nothing but the encoder"),
+    ],
+)
+def test_what_a_frozen_encoder_leaves_nothing_for(pictures: Path, tmp_path: Path, method: str, message: str) -> None:
+    with pytest.raises(MultifslError, match=message):
+        multifsl.train(
+            f"images({str(pictures)!r})", ENCODER, method, out=tmp_path / "run", **SHAPE, steps=5, freeze_encoder=True
+        )
+    assert not (tmp_path / "run").exists()

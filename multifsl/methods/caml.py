@@ -12,15 +12,13 @@ normalisation before attention and before the perceptron, and no positions: the 
 query, so each query has a sequence of its own. Nothing is adapted: how to learn from examples is in the weights.
 
 Departures. The paper trains once, on several large data sets of images, over a frozen CLIP encoder, and tests on others; here the
-transformer is trained on the run's classes, and the encoder with it, unless `freeze=True`. The paper's transformer is as wide as
-f(x) and code together, with 24 layers and 16 heads; here a linear layer leads to `width`, and the defaults are small. Codes are
-turned by a random rotation of fixed seed, as the authors' are.
+transformer is trained on the run's classes, and the encoder with it, unless the run freezes it. The paper's transformer is as
+wide as f(x) and code together, with 24 layers and 16 heads; here a linear layer leads to `width`, and the defaults are small.
+Codes are turned by a random rotation of fixed seed, as the authors' are.
 
 Shape letters: S support items, Q queries, L = S + 1 places of a sequence, N ways, C `max_way`, D embedding width, E code width,
 W `width`, H heads.
 """
-
-from typing import Self
 
 import numpy as np
 import torch
@@ -32,7 +30,7 @@ from multifsl.episode import PADDING, Batch, Episode, Inputs
 from multifsl.errors import MultifslError
 from multifsl.functional import Examples, full_precision, mask_absent, without_autocast
 from multifsl.method import EmbeddingMethod, Output
-from multifsl.options import check_below_one, check_counts, check_flags
+from multifsl.options import check_below_one, check_counts
 
 MLP_RATIO = 4  # hidden units of a perceptron for each of its inputs, as in the paper
 EPS = 1e-6
@@ -46,7 +44,6 @@ class Caml(EmbeddingMethod):
             training, from 0 and below 1.
         code_width: numbers of a label's code, at least `max_way`.
         max_way: codes and outputs; 5 where neither this nor a run says otherwise.
-        freeze: leave the encoder as it is, in evaluation mode and without a gradient.
 
     >>> from multifsl.encoder import Features
     >>> method = Caml(Features(2), max_way=3, width=16)
@@ -68,7 +65,6 @@ class Caml(EmbeddingMethod):
         dropout: float = 0.0,
         code_width: int = 64,
         max_way: int | None = None,
-        freeze: bool = False,
     ) -> None:
         super().__init__(encoder)
         max_way = 5 if max_way is None else max_way
@@ -79,9 +75,8 @@ class Caml(EmbeddingMethod):
         if code_width < max_way:
             raise MultifslError(f"codes of {max_way} labels need a code_width of at least {max_way}, not {code_width}")
         check_below_one(dropout=dropout)
-        check_flags(freeze=freeze)
         self.layers, self.heads, self.width, self.dropout = layers, heads, width, dropout
-        self.code_width, self.max_way, self.freeze = code_width, max_way, freeze
+        self.code_width, self.max_way = code_width, max_way
         self.codes: Tensor
         self.register_buffer("codes", label_codes(max_way, code_width), persistent=False)
         self.code_scale = nn.Parameter(torch.ones(()))
@@ -90,15 +85,6 @@ class Caml(EmbeddingMethod):
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.output = nn.Linear(width, max_way, bias=False)
-        if freeze:
-            encoder.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.freeze:
-            self.encoder.eval()
-        return self
 
     def adapt(self, support: Batch, present: Tensor) -> Examples:
         assert isinstance(support.x, Tensor) and self.max_way is not None

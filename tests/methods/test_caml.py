@@ -161,30 +161,6 @@ def test_padding_that_holds_nan_leaves_the_weights_alone() -> None:
     assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_a_frozen_encoder_stays_as_it_was() -> None:
-    """Neither weights nor running statistics change, batch statistics are not used, and the transformer is trained all the same."""
-    network = toys.encoder("image with batch statistics")
-    made = Caml(network, width=16, heads=2, max_way=3, freeze=True)
-    assert not network.training
-    made.train()
-    batch = toys.episodes(network, "image with batch statistics", dtype=torch.float32)
-    before = {k: v.clone() for k, v in network.state_dict().items()}
-    optimizer = torch.optim.SGD(made.parameters(), lr=0.01)
-    first = made(batch).loss.mean()
-    first.backward()
-    optimizer.step()
-    assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
-    assert all(p.grad is None for p in network.parameters())
-    assert made.code_scale.grad is not None and made(batch).loss.mean() < first
-    assert_close(made.eval()(batch).logits, made.train()(batch).logits, rtol=0, atol=0)
-    assert not any(p.requires_grad for p in network.parameters())
-    network = toys.encoder("image with batch statistics")
-    trained = Caml(network, width=16, heads=2, max_way=3).train()
-    assert network.training
-    trained(batch).loss.mean().backward()
-    assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in network.parameters())
-
-
 def test_dropout_is_for_training() -> None:
     """Each task drops other numbers, also where tasks are vectorised; in evaluation nothing is dropped."""
     made, whole = method(", dropout=0.5"), method()
@@ -226,7 +202,6 @@ def test_the_default_one_learns_at_the_default_rate() -> None:
         ("code_width=4", "codes of 5 labels need a code_width of at least 5, not 4"),
         ("max_way=1", "max_way must be a whole number from 2, not 1"),
         ("dropout=1", "dropout must be a number from 0 and below 1, not 1"),
-        ("freeze='yes'", "freeze must be True or False, not 'yes'"),
     ],
 )
 def test_options_that_cannot_be(options: str, message: str) -> None:
