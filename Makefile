@@ -41,6 +41,7 @@ clean: ## remove what the other targets made, except .venv
 # Installed anew only when what is to be installed has changed.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[offline,dev]"
+	$(BIN)/python -m pip install --no-deps resemblyzer==0.1.4 # for its weights; what it imports is not needed
 	@touch $@
 
 # The second way is for systems, such as Debian without python3-venv, whose Python lacks ensurepip.

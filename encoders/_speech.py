@@ -7,6 +7,7 @@ A frame mask is bool [B, 1, F], True where a frame is valid, or None where all a
 
 import io
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -190,6 +191,15 @@ def _resample(mono: np.ndarray, rate: float) -> np.ndarray:
     return np.asarray(out.numpy())
 
 
+def stack_waves(loaded: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Clips int16 [n] as one batch, {"wave": int16 [B, L], padded with zeros, "length": int64 [B]}."""
+    length = torch.tensor([len(wave) for wave in loaded], dtype=torch.int64)
+    waves = np.zeros((len(loaded), int(length.max()) if len(loaded) else 0), dtype=np.int16)
+    for row, wave in zip(waves, loaded, strict=True):
+        row[: len(wave)] = wave
+    return {"wave": torch.from_numpy(waves), "length": length}
+
+
 # ---- log-mel frames ----
 
 
@@ -360,3 +370,46 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
         var = centred.square().sum(over, keepdim=True) / count
         self._note(mean.detach().flatten(), (var.detach() * count / (count - 1).clamp(min=1)).flatten())
         return centred * ((var + self.eps).rsqrt() * gain) + bias * mask
+
+
+class MaskedBatchNorm2d(MaskedBatchNorm1d):
+    """The same for maps [B, C, M, F], by valid frames: mask [B, 1, F].
+
+    >>> norm = MaskedBatchNorm2d(1)
+    >>> norm(torch.tensor([[[[1.0, 3.0, 50.0]]]]), torch.tensor([[[True, True, False]]])).detach().round(decimals=3)
+    tensor([[[[-1.,  1.,  0.]]]])
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        flat = None if mask is None else mask.unsqueeze(2).expand(-1, -1, x.shape[2], -1).flatten(2)  # [B, 1, M * F]
+        normed: Tensor = super().forward(x.flatten(2), flat)
+        return normed.unflatten(2, x.shape[2:])
+
+
+def halved(mask: Tensor | None) -> Tensor | None:
+    """The mask after a stride of 2: a frame stays valid where the first of its two was.
+
+    >>> halved(torch.tensor([[[True, True, True, False, False]]]))
+    tensor([[[ True,  True, False]]])
+    """
+    return None if mask is None else mask[:, :, ::2]
+
+
+def even_weights(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The same weight for each valid frame, of sum 1, [B, 1, F]."""
+    return None if mask is None else mask.to(dtype) / mask.sum(2, keepdim=True).clamp(min=1)
+
+
+def statistics(h: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weighted mean and standard deviation over frames, both [B, C].
+
+    weights: [B, C or 1, F] of sum 1; None is even ones. The deviation is taken around the mean: the root would
+    blow up the rounding errors of E[h^2] - E[h]^2.
+    """
+    if weights is None:
+        mean = h.mean(2, keepdim=True)
+        var = (h - mean).square().mean(2)
+    else:
+        mean = (h * weights).sum(2, keepdim=True)
+        var = ((h - mean).square() * weights).sum(2)
+    return mean[:, :, 0], (var + 1e-5).sqrt()

@@ -30,7 +30,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
-from multifsl.encoders._speech import Conv1d, LogMel, MaskedBatchNorm1d, conv, load_waveform, masked_mean
+from multifsl.encoders._speech import (
+    Conv1d,
+    LogMel,
+    MaskedBatchNorm1d,
+    conv,
+    even_weights,
+    load_waveform,
+    masked_mean,
+    stack_waves,
+    statistics,
+)
 from multifsl.episode import Inputs
 from multifsl.errors import MultifslError
 
@@ -77,11 +87,7 @@ class Ecapa(Encoder):
         return load_waveform(item)
 
     def collate(self, loaded: Sequence[Any]) -> Inputs:
-        length = torch.tensor([len(wave) for wave in loaded], dtype=torch.int64)
-        waves = np.zeros((len(loaded), int(length.max()) if len(loaded) else 0), dtype=np.int16)  # [B, L]
-        for row, wave in zip(waves, loaded, strict=True):
-            row[: len(wave)] = wave
-        return {"wave": torch.from_numpy(waves), "length": length}
+        return stack_waves(loaded)
 
     def forward(self, x: Inputs) -> Tensor:
         assert isinstance(x, dict)
@@ -158,8 +164,7 @@ class AttentivePooling(nn.Module):
 
     def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
         dtype = torch.promote_types(h.dtype, torch.float32)
-        even = None if mask is None else mask.to(dtype) / mask.sum(2, keepdim=True).clamp(min=1)  # [B, 1, F]
-        context = torch.cat(statistics(h, even), 1).to(h.dtype)  # [B, 2C]
+        context = torch.cat(statistics(h, even_weights(mask, dtype)), 1).to(h.dtype)  # [B, 2C]
         # W [h_t; context] in two parts, since the context is the same for all frames of a clip
         frame_weight, context_weight = self.hidden.weight[:, : h.shape[1]], self.hidden.weight[:, h.shape[1] :]
         shift = F.linear(context, context_weight[:, :, 0], self.hidden.bias)[:, :, None]
@@ -168,18 +173,3 @@ class AttentivePooling(nn.Module):
             scores = scores.masked_fill(~mask, torch.finfo(dtype).min)  # not -inf: a row may have no frame
         weights = scores.transpose(1, 2).softmax(1).transpose(1, 2)  # transposed: softmax would copy channels-last
         return torch.cat(statistics(h, weights), 1)
-
-
-def statistics(h: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weighted mean and standard deviation over frames, both [B, C].
-
-    weights: [B, C or 1, F] of sum 1; None is even ones. The deviation is taken around the mean: the root would
-    blow up the rounding errors of E[h^2] - E[h]^2.
-    """
-    if weights is None:
-        mean = h.mean(2, keepdim=True)
-        var = (h - mean).square().mean(2)
-    else:
-        mean = (h * weights).sum(2, keepdim=True)
-        var = ((h - mean).square() * weights).sum(2)
-    return mean[:, :, 0], (var + 1e-5).sqrt()

