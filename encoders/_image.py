@@ -60,6 +60,59 @@ def stack_images(loaded: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(loaded)).permute(0, 3, 1, 2).contiguous()
 
 
+def resized(processor: Any, image: Image.Image) -> np.ndarray:
+    """An RGB image as a transformers image processor resizes and crops it, before it scales: uint8 [3, H, W]."""
+    return _processed(processor, image, do_rescale=False, do_normalize=False)
+
+
+def scaling(processor: Any, name: str) -> tuple[Tensor, Tensor]:
+    """What an image processor multiplies pixels by, and then adds: [3, 1, 1] each.
+
+    Found with black and white, so that it holds for whatever kinds of scaling there are, and tried out on noise.
+
+    Raises:
+        BadFile: the processor of the model `name` cannot be run. MultifslError: it does more than resizing and cropping every
+            image to one size, and scaling.
+
+    >>> import transformers
+    >>> scale, shift = scaling(transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}), "a model")
+    >>> (127.5 * scale + shift).flatten().tolist()
+    [0.0, 0.0, 0.0]
+    """
+    wide = noise_image()
+    try:
+        pixels, tall = resized(processor, wide), resized(processor, wide.transpose(Image.Transpose.TRANSPOSE))
+        fits = pixels.dtype == np.uint8 and pixels.ndim == 3 and len(pixels) == 3 and pixels.shape == tall.shape
+        if fits:
+            black, white = (_processed(processor, Image.new("RGB", (64, 64), colour)) for colour in ("black", "white"))
+            h, w = pixels.shape[1] // 2, pixels.shape[2] // 2
+            shift = black[:, h, w][:, None, None]
+            scale = (white[:, h, w][:, None, None] - shift) / 255
+            fits = np.allclose(pixels * scale + shift, _processed(processor, wide), atol=1e-4)
+    except Exception as error:  # the library raises a dozen kinds; each means that the configuration will not do
+        raise BadFile(f"the preprocessing of {name} cannot be used: {type(error).__name__}: {error}") from error
+    if not fits:
+        raise MultifslError(
+            f"{name} cannot be used: its preprocessing, {type(processor).__name__}, does not bring every image to one size by "
+            "resizing and cropping, and scale its pixels"
+        )
+    return torch.from_numpy(scale).float(), torch.from_numpy(shift).float()
+
+
+def noise_image() -> Image.Image:
+    """An image to try things out with, the same every time.
+
+    >>> noise_image().size
+    (64, 48)
+    """
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+
+
+def _processed(processor: Any, image: Image.Image, **steps: bool) -> np.ndarray:
+    pixels: np.ndarray = processor(images=image, return_tensors="np", **steps)["pixel_values"][0]
+    return pixels
+
+
 def image_channels(channels: int | None, name: str) -> int:
     """1 or 3; 3 where nobody says. Raises MultifslError."""
     if channels not in (None, 1, 3):

@@ -382,8 +382,8 @@ class MaskedBatchNorm2d(MaskedBatchNorm1d):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         flat = None if mask is None else mask.unsqueeze(2).expand(-1, -1, x.shape[2], -1).flatten(2)  # [B, 1, M * F]
-        normed: Tensor = super().forward(x.flatten(2), flat)
-        return normed.unflatten(2, x.shape[2:])
+        normed: Tensor = super().forward(x.flatten(2), flat).unflatten(2, x.shape[2:])
+        return normed
 
 
 def halved(mask: Tensor | None) -> Tensor | None:

@@ -5,7 +5,9 @@ Output: the mean of the last layer's states over the text's tokens, special ones
 first token ("cls"); raw.
 Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762); mean pooling as in Sentence-BERT, Reimers and Gurevych
 2019 (https://arxiv.org/abs/1908.10084).
-Weights: as published; the default, sentence-transformers/all-MiniLM-L6-v2, is English, 6 layers, D = 384, Apache-2.0.
+Weights: as published; the default, sentence-transformers/all-MiniLM-L6-v2, is English, 6 layers, D = 384, Apache-2.0. For
+other languages, MULTILINGUAL: sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2, some 50 languages, 12 layers,
+D = 384, Apache-2.0. Its texts may come in one language as support and in another as queries.
 A sentence-transformers model's further layers (Dense, Normalize) are not applied.
 
 Shape letters: B texts, L tokens of the longest text, D embedding width.
@@ -22,7 +24,9 @@ import torch
 from torch import Tensor
 
 from multifsl.encoder import Encoder
-from multifsl.encoders._hub import find_model, first_line, in_blocks_of_length, load_model, token_limit
+from multifsl.encoders._hub import find_model, first_line
+from multifsl.encoders._lora import add_lora, check_lora
+from multifsl.encoders._models import in_blocks_of_length, load_model, token_limit
 from multifsl.episode import Inputs
 from multifsl.errors import BadFile, BadItem, MultifslError
 
@@ -46,6 +50,8 @@ class Transformer(Encoder):
         pooling: "mean" over the text's tokens, or "cls", the first token.
         max_length: tokens, special ones included; None takes 256, or what the model can read where that is less.
         revision: branch, tag or commit on the hub; resolved to the commit's hash.
+        prefix: put before every text, as some models want: "query: " for E5, which its authors advise for classification too.
+        lora: freeze the model and train adapters of this rank beside its linear layers; needs `multifsl[lora]`.
 
     Raises:
         DataNotFound: the model is out of reach; says what was tried and what to do.
@@ -53,6 +59,9 @@ class Transformer(Encoder):
 
     >>> encoder = Transformer()
     >>> encoder.embed(encoder.preprocess(["Where is my card?", "I lost my card."])).shape
+    torch.Size([2, 384])
+    >>> chinese = Transformer(MULTILINGUAL)  # doctest: +SKIP
+    >>> chinese.embed(chinese.preprocess(["我的银行卡在哪里", "我的卡丢了"])).shape  # doctest: +SKIP
     torch.Size([2, 384])
     """
 
@@ -65,15 +74,20 @@ class Transformer(Encoder):
         pooling: Literal["mean", "cls"] = "mean",
         max_length: int | None = None,
         revision: str | None = None,
+        prefix: str = "",
+        lora: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(model, str) or not model.strip():
-            raise MultifslError(f"model must be a folder or a name on the hub, not {model!r}")
         if pooling not in ("mean", "cls"):
             raise MultifslError(f"no pooling {pooling!r}; known: 'mean', 'cls'")
+        if not isinstance(prefix, str):
+            raise MultifslError(
+                f"prefix must be a text that stands before every text, such as 'query: ', not {prefix!r}"
+            )
+        check_lora(lora)
         folder, self.revision = find_model(model, revision)
         self.model = str(folder) if Path(model).expanduser().is_dir() else model
-        self.pooling = pooling
+        self.pooling, self.prefix, self.lora = pooling, prefix, lora
         self.network, self.tokenizer = load_model(folder, model)
         if pooling == "cls" and self.tokenizer.cls_token_id is None:
             raise MultifslError(f"pooling='cls' takes the first token, but {model} has no such token; use 'mean'")
@@ -83,7 +97,9 @@ class Transformer(Encoder):
             raise MultifslError(f"max_length must be from {least} to {limit} tokens for {model}, not {max_length}")
         self._warned: set[type[Warning]] = set()  # once is enough; a server collates all day
         self.dim = self._try_out()
-        self.published = True
+        if lora is not None:
+            add_lora(self.network, lora)
+        self.published = lora is None  # adapters begin at random, and are stored
         self.eval()
 
     def _try_out(self) -> int:
@@ -120,7 +136,9 @@ class Transformer(Encoder):
         return x
 
     def _encode(self, texts: Sequence[str]) -> Any:
-        return self.tokenizer(list(texts), truncation=True, max_length=self.max_length, padding=False)
+        return self.tokenizer(
+            [self.prefix + text for text in texts], truncation=True, max_length=self.max_length, padding=False
+        )
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Token ids as one batch; a quarter of the time that the tokenizer's own padding takes."""

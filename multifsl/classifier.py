@@ -29,6 +29,7 @@ from multifsl.checkpoint import (
     write_folder,
     write_pair,
 )
+from multifsl.defaults import open_encoder
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import Batch, Inputs, map_inputs, size
 from multifsl.errors import BadFile, MultifslError
@@ -46,8 +47,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    encoder : None, a spec such as "transformer", or an Encoder
-        What turns items into embeddings. With None, X are features [n, D].
+    encoder : None, "image", "speech" or "text", a spec such as "transformer", or an Encoder
+        What turns items into embeddings; a modality stands for the best encoder that can be had (see `multifsl.defaults`).
+        With None, X are features [n, D].
     method : a spec such as "prototypical(distance='cosine')", or a Method built on that encoder
         One that adapts the encoder keeps the examples themselves, and adapts to them anew whenever they change.
     reject : None
@@ -310,7 +312,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _open_encoder(self, width: int | None) -> Encoder:
         if width is not None:
             return Features(width)
-        return build("encoders", self.encoder) if isinstance(self.encoder, str) else self.encoder  # type: ignore[return-value]
+        assert self.encoder is not None
+        return open_encoder(self.encoder)
 
     def _open_method(self, encoder: Encoder, labels: np.ndarray) -> Method:
         if isinstance(self.method, Method):

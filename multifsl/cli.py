@@ -8,6 +8,8 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +21,7 @@ from multifsl.terminal import console, lines, say, track, training_line, write_j
 
 if TYPE_CHECKING:
     from multifsl.classifier import FewShotClassifier
-    from multifsl.task import Items, Task
+    from multifsl.task import Items, Source, Task
 
 app = typer.Typer(
     name="multifsl",
@@ -28,6 +30,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+data_app = typer.Typer(help="Get the data sets of the tasks from their official sources.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 # ---- options that several commands share ----
@@ -113,7 +117,7 @@ def list_(
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
-    """List the encoders, the methods by family, and the tasks, with what their specs take; and the models that come along."""
+    """List encoders and tasks by modality and methods by family, with what their specs take; and the models that come along."""
     from rich.table import Table
 
     from multifsl import registry
@@ -122,11 +126,10 @@ def list_(
     for column in ("kind", "name", "arguments", "what it is"):
         table.add_column(column)
     for one in registry.KINDS:
-        chosen = [(_group(one, name), name) for name in registry.names(one) if kind in (None, one)]
-        for group, name in sorted(
-            chosen, key=lambda row: (_FAMILIES.index(row[0]) if row[0] in _FAMILIES else 0, row[1])
-        ):
-            table.add_row(group, name, registry.arguments(one, name), registry.summary(one, name))
+        groups = {name: registry.group(one, name) for name in registry.names(one) if kind in (None, one)}
+        for name in sorted(groups, key=lambda name: (_ORDER.get(groups[name], len(_ORDER)), name)):
+            shown = f"{one[:-1]}: {_SHOWN.get(groups[name], groups[name])}".removesuffix(": ")
+            table.add_row(shown, name, registry.arguments(one, name), registry.summary(one, name))
     if table.row_count:
         console().print(table)
     else:
@@ -245,7 +248,9 @@ def fit(
     ],
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder to write.")],
     run: Annotated[Path | None, typer.Option(help="Take the encoder and the method of a run.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="The encoder.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="The encoder; by default the best for the modality that can be had here.")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="The method; by default the run's, or prototypical(distance='cosine').")
     ] = None,
@@ -264,13 +269,6 @@ def fit(
     if model.exists() and not overwrite:
         raise MultifslError(f"{model} exists already; choose another place, or give --overwrite")
     task = _own_task(data, modality, text_column, label_column)
-    if run is None and encoder is None:
-        if task.modality != "text":
-            raise MultifslError(
-                f"say which encoder is to read the {task.modality} items: --run RUN (one that `multifsl train` made) or --encoder, "
-                f"one of {', '.join(_encoders_of(task.modality))}"
-            )
-        encoder = "transformer"
     from multifsl.classifier import FewShotClassifier
     from multifsl.evaluation import DEFAULT_METHOD
 
@@ -281,7 +279,9 @@ def fit(
             run, method=method, way=way, device=device, allow_download=allow_download
         )
     else:
-        classifier = FewShotClassifier(encoder, method or DEFAULT_METHOD, device=device)
+        classifier = FewShotClassifier(
+            task.modality if encoder is None else encoder, method or DEFAULT_METHOD, device=device
+        )
     _fit(classifier, items, task)
     classifier.save(model, overwrite=overwrite)
     print(
@@ -366,18 +366,102 @@ def demo(device: Device = "auto", json_: Json = None, debug: Debug = False) -> N
         write_json(results, json_)
 
 
+@data_app.command("get")
+def data_get(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A task, such as omniglot; `multifsl data list` has them.")
+    ],
+    data_root: DataRoot = None,
+    keep_archive: Annotated[
+        bool, typer.Option("--keep-archive", help="Keep the downloaded files, in the folder downloads.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Download a task's data set, in the layout that the task reads. A download that was cut off is gone on with."""
+    from multifsl.download import install
+    from multifsl.registry import find
+    from multifsl.task import data_roots
+
+    task: type[Task] = find("tasks", name)
+    source = task.source
+    if source is None:
+        raise MultifslError(f"{name} reads data of your own; there are data sets for {', '.join(_sources())}")
+    if source.by_hand:
+        raise MultifslError(
+            f"{name} cannot be downloaded without you: {source.by_hand}, under {data_roots(data_root)[0]}; see {source.page}"
+        )
+    folder = data_roots(data_root)[0] / source.folder
+    say(f"{name}: about {source.megabytes:,} MB from {source.page}; licence: {source.licence}")
+    try:
+        with _download_bars() as report:
+            made = install(task.download, folder, keep_archive=keep_archive, progress=report)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        sys.exit(130)
+    print(folder if made else f"{folder} (there already; to have it anew, remove it first)")
+
+
+@data_app.command("list")
+def data_list(data_root: DataRoot = None, debug: Debug = False) -> None:
+    """List the data sets: what they weigh, their licence, where they are looked for, and whether they are there."""
+    from rich.table import Table
+
+    from multifsl.task import data_roots
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "download", "licence", "folder", "there", "source"):
+        table.add_column(column, overflow="fold")
+    roots = data_roots(data_root)
+    for name, source in _sources().items():
+        there = next((root / source.folder for root in roots if (root / source.folder).is_dir()), None)
+        table.add_row(
+            name,
+            "by hand" if source.by_hand else f"{source.megabytes:,} MB",
+            source.licence,
+            str(there or roots[0] / source.folder),
+            "no" if there is None else "yes",
+            source.page,
+        )
+    console().print(table)
+
+
 # ---- what the commands share ----
 
-_FAMILIES = [f"method: {family}" for family in ("metric", "model (memory)", "optimisation", "transfer")]
+
+@contextmanager
+def _download_bars() -> Iterator[Any]:
+    """A bar on stderr for each file that comes in; nothing in a pipe."""
+    from rich import progress as bars
+
+    columns = [
+        *(bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(bar_width=20)),
+        *(bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn(compact=True)),
+    ]
+    shown: dict[str, Any] = {}
+
+    with bars.Progress(
+        *columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as progress:
+
+        def report(name: str, done: int, total: int | None) -> None:
+            if name not in shown:
+                shown[name] = progress.add_task(name, total=None)
+            progress.update(shown[name], completed=done, total=total)
+
+        yield report
 
 
-def _group(kind: str, name: str) -> str:
+def _sources() -> dict[str, "Source"]:
+    """The tasks that have a data set of their own, and where it is from."""
     from multifsl import registry
 
-    if kind != "methods":
-        return kind[:-1]
-    family = registry.family(name)
-    return f"method: {'model (memory)' if family == 'memory' else family}" if family else "method"
+    tasks: dict[str, type[Task]] = {name: registry.find("tasks", name) for name in registry.names("tasks")}
+    return {name: task.source for name, task in tasks.items() if task.source is not None}
+
+
+# how what is listed is ordered and called
+_ORDER = {g: i for i, g in enumerate(("", "image", "speech", "text", "metric", "memory", "optimisation", "transfer"))}
+_SHOWN = {"memory": "model (memory)"}
 
 
 def _count(number: int, what: str) -> str:
@@ -431,20 +515,15 @@ def _guess_modality(data: Path) -> str:
     return best
 
 
-def _encoders_of(modality: str) -> list[str]:
-    from multifsl import registry
-
-    return [name for name in registry.names("encoders") if registry.find("encoders", name).modality == modality]  # type: ignore[attr-defined]
-
-
 def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
-    from multifsl.registry import build, resolved
+    from multifsl.defaults import open_encoder
+    from multifsl.registry import resolved
 
     if isinstance(classifier.encoder, str):
         import torch
 
         torch.manual_seed(0)  # weights that nobody published start at random, but the same every time
-        built = build("encoders", classifier.encoder, task=task)
+        built = open_encoder(classifier.encoder, task=task)
         if not built.published:
             warnings.warn(
                 f"{classifier.encoder} has random weights; train it first (`multifsl train`, then --run)", stacklevel=2

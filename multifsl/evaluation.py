@@ -17,6 +17,7 @@ from torch import Tensor
 
 from multifsl.bank import Bank, Progress, embed_items, sampler_of, select
 from multifsl.checkpoint import load_run
+from multifsl.defaults import open_encoder
 from multifsl.encoder import Encoder
 from multifsl.episode import EpisodeSampler, Range
 from multifsl.errors import BadFile, BadItem, MultifslError
@@ -114,10 +115,9 @@ def evaluate(
     elif encoder is None or task is None:
         raise MultifslError("evaluate takes a run, or a task and an encoder")
     data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
-    if run is None:
+    if encoder is not None:
         torch.manual_seed(seed)  # an encoder without published weights starts at random
-        network = build("encoders", encoder, task=data) if isinstance(encoder, str) else encoder
-        assert isinstance(network, Encoder)
+        network = open_encoder(encoder, task=data)
         if not network.published and isinstance(encoder, str):
             warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=2)
         learner = build("methods", method or DEFAULT_METHOD, encoder=network, way=highest(way)).to(where)

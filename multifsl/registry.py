@@ -99,14 +99,15 @@ def summary(kind: Kind, name: str) -> str:
     return text.strip().partition("\n")[0]
 
 
-def family(name: str) -> str:
-    """The family of a method, without importing it.
+def group(kind: Kind, name: str) -> str:
+    """The family of a method, the modality of an encoder or a task, without importing it; "" where the page does not say.
 
-    >>> family("prototypical")
-    'metric'
+    >>> group("methods", "prototypical"), group("encoders", "conv4")
+    ('metric', 'image')
     """
-    for node in ast.walk(_page("methods", name)):
-        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["family"]:
+    wanted = "family" if kind == "methods" else "modality"
+    for node in ast.walk(_page(kind, name)):
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == [wanted]:
             return str(ast.literal_eval(node.value))
     return ""
 

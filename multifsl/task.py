@@ -4,10 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from multifsl.download import Get
 from multifsl.errors import DataNotFound, MultifslError
 
 SPLITS = ("train", "val", "test", "all")
@@ -30,6 +31,20 @@ class Items:
     sources: np.ndarray | None = None
 
 
+class Source(NamedTuple):
+    """Where a task's data are from: what `multifsl data` shows, and goes by.
+
+    folder: its name under the data root. page: for people. megabytes: about what is downloaded, of 1e6 bytes each.
+    by_hand: what to do where the data stand behind a login or a form; else the task's `download` gets them.
+    """
+
+    folder: str
+    page: str
+    licence: str
+    megabytes: int = 0
+    by_hand: str = ""
+
+
 class Task:
     """Base of all tasks. A subclass is one file in `tasks/`, whose name is the task's name.
 
@@ -40,9 +55,27 @@ class Task:
     modality: ClassVar[str]
     data_root: Path | None = None  # set by the registry; then $MULTIFSL_DATA, then the user's cache
     hints: ClassVar[dict[str, Any]] = {}
+    source: ClassVar[Source | None] = None
 
     def items(self, split: str) -> Items:
         """The items of a split: "train", "val", "test" or "all" of them together."""
+        raise NotImplementedError
+
+    def unknowns(self, split: str) -> Sequence[Any]:
+        """Items that belong to no class, as `items` has them, none of them in two splits; most tasks have none.
+
+        >>> len(Task().unknowns("test"))
+        0
+        """
+        check_split(split)
+        return []
+
+    @classmethod
+    def download(cls, folder: Path, get: Get) -> None:
+        """Fill the new, empty data folder from the official files, in the layout that `items` reads.
+
+        `get(url, checksum=...)` is the downloaded file. A task with a `source` that is not `by_hand` has this.
+        """
         raise NotImplementedError
 
     def folder(self, name: str) -> Path:
@@ -53,7 +86,7 @@ class Task:
                 return path
         raise DataNotFound(
             f"the data folder {name!r} was not found; looked for {', '.join(str(p) for p in tried)}. "
-            "Say where the data are with --data-root or $MULTIFSL_DATA"
+            f"Say where the data are with --data-root or $MULTIFSL_DATA{how_to_get(type(self))}"
         )
 
 
@@ -84,6 +117,9 @@ class Joined(Task):
             sources=np.repeat(np.arange(len(parts)), [len(p.class_names) for p in parts]),
         )
 
+    def unknowns(self, split: str) -> Sequence[Any]:
+        return Chain([part.unknowns(split) for part in self.parts])
+
 
 class Chain(Sequence[Any]):
     """Sequences end to end, without opening their items."""
@@ -109,6 +145,15 @@ def data_roots(data_root: Path | str | None = None) -> list[Path]:
     roots = [Path(os.environ["MULTIFSL_DATA"])] if os.environ.get("MULTIFSL_DATA") else []
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return [*roots, cache / "multifsl" / "data"]
+
+
+def how_to_get(task: type[Task]) -> str:
+    """The end of a message about missing data: how to get them, where that is known."""
+    if task.source is None:
+        return ""
+    if task.source.by_hand:
+        return f"; {task.source.by_hand}, see {task.source.page}"
+    return f", or get them with: multifsl data get {task.__module__.rpartition('.')[2]}"
 
 
 def check_split(split: str) -> str:

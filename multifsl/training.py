@@ -21,6 +21,7 @@ from torch import Tensor
 from multifsl.bank import Bank, Progress, Stream, embed_items, open_data, sampler_of
 from multifsl.base_training import BaseClassifier
 from multifsl.checkpoint import Run, save_run
+from multifsl.defaults import open_encoder
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import Range
 from multifsl.errors import MultifslError
@@ -120,7 +121,7 @@ def train(
     where = pick_device(device)
     torch.manual_seed(seed)
     data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
-    network = build("encoders", encoder, task=data) if isinstance(encoder, str) else encoder
+    network = open_encoder(encoder, task=data)
     learner: Method = build("methods", method, encoder=network, way=highest(way))
     check_modality(learner, data)
     shape: dict[str, Any] = {

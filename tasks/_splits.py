@@ -1,11 +1,11 @@
 """Class splits: dealt by seed, or read from a file and checked against the classes there are."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from multifsl.errors import BadFile, MultifslError
+from multifsl.errors import BadFile, DataNotFound, MultifslError
 from multifsl.task import check_split, split_classes
 from multifsl.tasks._files import resolve, some
 
@@ -51,6 +51,25 @@ def select(
             "Use split 'all', or say which classes belong where with a splits file"
         )
     return dealt[split]
+
+
+def listed(split: str, lists: Mapping[str, Collection[str]], found: Collection[str], where: str | Path) -> list[str]:
+    """The classes of a split by published lists, in the order of their names; "all" is every class of the lists.
+
+    Raises DataNotFound where some of them are not among those found.
+
+    >>> listed("train", {"train": ["owl", "cat"], "val": ["dog"], "test": ["fox"]}, ["cat", "dog", "owl"], "pets.zip")
+    ['cat', 'owl']
+    """
+    check_split(split)
+    wanted = sorted(name for part, names in lists.items() if split in (part, "all") for name in names)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise DataNotFound(
+            f"{len(missing)} of the {len(wanted)} classes of split {split!r} are not in {where}: {some(missing)}. "
+            "Add what is missing, or use a split that is complete"
+        )
+    return wanted
 
 
 def _read(path: Path) -> list[tuple[str, str]]:

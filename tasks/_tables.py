@@ -18,7 +18,7 @@ def read_texts(path: Path, text: str = "text", label: str = "label") -> dict[str
     Raises BadFile or MultifslError with the file's name, the line, and what is wrong there.
     """
     found: dict[str, list[str]] = {}
-    for line, row in _rows(path):
+    for line, row in rows(path):
         where = f"{path}, line {line}"
         for column in (text, label):
             if column not in row:
@@ -36,7 +36,7 @@ def read_texts(path: Path, text: str = "text", label: str = "label") -> dict[str
     return dict(sorted(found.items()))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, row) of a file, read by its suffix."""
     suffix = path.suffix.lower()
     if path.is_dir() or suffix not in (*JSON_LINES, *CSV):

@@ -4,13 +4,22 @@ Ghandoura, Hjabo and Al Dakkak, "Building and benchmarking an Arabic Speech Comm
 spotting", Engineering Applications of Artificial Intelligence, 2021. Licence: CC BY 4.0.
 """
 
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from multifsl.download import Get, archived
 from multifsl.errors import BadFile, MultifslError
-from multifsl.task import Items, Task
+from multifsl.task import Items, Source, Task
 from multifsl.tasks._files import File, build, data_file
 from multifsl.tasks._folders import clips
+from multifsl.tasks._official import as_flac, write_clips
 from multifsl.tasks._splits import select
 
 OFFICIAL = "speaker_split_official.json"
+ARCHIVE = "https://github.com/abdulkaderghandoura/arabic-speech-commands-dataset/archive/master.zip"
+VAL, TEST = (2, 7, 8, 12, 21, 25), (3, 4, 10, 14, 26, 28)  # of the official split; the other 18 are for train
+ROUNDS = ("01", "06")  # of the ten recordings that a person made of a keyword
 
 
 class ArabicSpeechCommands(Task):
@@ -28,6 +37,12 @@ class ArabicSpeechCommands(Task):
     """
 
     modality = "speech"
+    source = Source(
+        folder="speakers_arabic",
+        page="https://github.com/abdulkaderghandoura/arabic-speech-commands-dataset",
+        licence="CC BY 4.0",
+        megabytes=384,  # unpacked; the server does not announce how long the archive is
+    )
 
     def __init__(self, *, by: str = "speaker") -> None:
         if by not in ("speaker", "keyword"):
@@ -48,3 +63,17 @@ class ArabicSpeechCommands(Task):
                 groups[file] = (speaker, number) if by_speaker else (speaker,)
         names = select(split, classes, splits=data_file(folder, OFFICIAL) if by_speaker else None)
         return build({name: classes[name] for name in names}, lambda _, file: groups[file])
+
+    @classmethod
+    def download(cls, folder: Path, get: Get) -> None:
+        speakers: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
+        clip = rf"[^/]+/dataset/([^/]+)/(\d+)_NO_({'|'.join(ROUNDS)})\.wav"
+        for match, recording in archived(get(ARCHIVE), clip):
+            keyword, speaker, number = match.groups()
+            speakers[speaker][f"{keyword}_{number}"] = as_flac(recording)
+        write_clips(folder, speakers)
+        parts = {
+            name: "val" if int(name) in VAL else "test" if int(name) in TEST else "train" for name in sorted(speakers)
+        }
+        lists = {part: [name for name in parts if parts[name] == part] for part in ("train", "val", "test")}
+        (folder / OFFICIAL).write_text(json.dumps(lists), encoding="utf-8")

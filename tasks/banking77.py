@@ -5,13 +5,16 @@ ConvAI 2020, https://arxiv.org/abs/2003.04807. Licence: CC BY 4.0. Class splits:
 Logerais, "ProtAugment: Unsupervised diverse short-texts paraphrasing for intent detection meta-learning", ACL 2021.
 """
 
-from multifsl.errors import MultifslError
-from multifsl.task import Items, Task
-from multifsl.tasks._files import build, data_file
-from multifsl.tasks._splits import select
-from multifsl.tasks._tables import read_texts
+import csv
+from io import StringIO
+from pathlib import Path
 
-FOLDS = (1, 2, 3, 4, 5)
+from multifsl.download import Get
+from multifsl.task import Items, Source, Task
+from multifsl.tasks._intents import check_fold, fold_items
+from multifsl.tasks._official import write_protaugment_splits, write_rows
+
+OFFICIAL = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data"
 
 
 class Banking77(Task):
@@ -28,14 +31,17 @@ class Banking77(Task):
     """
 
     modality = "text"
+    source = Source("text_banking77", "https://github.com/PolyAI-LDN/task-specific-datasets", "CC BY 4.0", 1)
 
     def __init__(self, *, fold: int = 1) -> None:
-        if fold not in FOLDS:
-            raise MultifslError(f"banking77 has the folds 1 to 5, not {fold!r}")
-        self.fold = fold
+        self.fold = check_fold("banking77", fold)
 
     def items(self, split: str) -> Items:
-        folder = self.folder("text_banking77")
-        classes = read_texts(data_file(folder, "data.jsonl"))
-        names = select(split, classes, splits=data_file(folder, f"splits/split_0{self.fold}.json"))
-        return build({name: classes[name] for name in names})
+        return fold_items(self.folder("text_banking77"), self.fold, split)
+
+    @classmethod
+    def download(cls, folder: Path, get: Get) -> None:
+        tables = [get(f"{OFFICIAL}/{part}.csv").read_bytes().decode("utf-8") for part in ("train", "test")]
+        rows = [row for table in tables for row in csv.DictReader(StringIO(table, newline=""))]
+        write_rows(folder / "data.jsonl", ({"text": row["text"], "label": row["category"]} for row in rows))
+        write_protaugment_splits(folder, get, "BANKING77")

@@ -7,16 +7,23 @@ https://www.openslr.org/12; train-clean-100, the first 9 seconds of an utterance
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from multifsl.download import Get, archived
 from multifsl.errors import BadFile, MultifslError
-from multifsl.task import Items, Task
+from multifsl.task import Items, Source, Task
 from multifsl.tasks._audio import at_speeds, check_speeds, decode
 from multifsl.tasks._files import File, Lazy, build
 from multifsl.tasks._folders import clips
+from multifsl.tasks._official import as_flac, write_clips
 from multifsl.tasks._splits import check_seed, select
+
+OFFICIAL = "https://www.openslr.org/resources/12/train-clean-100.tar.gz"
+CHECKSUM = "md5:2a93770f6d5c6c964bc36631d331a522"  # as https://www.openslr.org/resources/12/md5sum.txt has it
+SECONDS = 9.0  # of a speaker's first utterance
 
 
 class Chunk(NamedTuple):
@@ -48,6 +55,7 @@ class LibriSpeech(Task):
     """
 
     modality = "speech"
+    source = Source("speakers_librispeech", "https://www.openslr.org/12", "CC BY 4.0", 6387)
 
     def __init__(self, *, chunk_seconds: float = 1.5, speeds: Sequence[float] = (1.0,), seed: int = 0) -> None:
         if not 0 < chunk_seconds < float("inf"):
@@ -83,6 +91,16 @@ class LibriSpeech(Task):
             return []
         size = max(1, round(self.chunk_seconds * header.samplerate))
         return [Chunk(file, start, start + size) for start in range(0, header.frames - size + 1, size)]
+
+    @classmethod
+    def download(cls, folder: Path, get: Get) -> None:
+        first: dict[str, tuple[int, str, bytes]] = {}  # of each speaker: chapter, utterance, recording
+        opening = r"LibriSpeech/train-clean-100/(\d+)/(\d+)/(\1-\2-0000)\.flac"
+        for match, recording in archived(get(OFFICIAL, checksum=CHECKSUM), opening):
+            speaker, chapter, name = match[1], int(match[2]), match[3]
+            if speaker not in first or chapter < first[speaker][0]:
+                first[speaker] = (chapter, name, as_flac(recording, SECONDS))
+        write_clips(folder, {speaker: {name: clip} for speaker, (_, name, clip) in first.items()})
 
 
 def _open(chunk: Chunk) -> tuple[np.ndarray, int]:

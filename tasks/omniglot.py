@@ -14,11 +14,18 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from multifsl.download import Get, place
 from multifsl.errors import BadFile, BadItem, DataNotFound
-from multifsl.task import Items, Task, check_split
+from multifsl.task import Items, Source, Task, check_split
 from multifsl.tasks._files import File, Lazy, contents, data_file, folder_or_zip, some
 
 DRAWERS = 20
+OFFICIAL = "https://github.com/brendenlake/omniglot/raw/master/python"
+ZIPS = {  # the checksums are those that torchvision's Omniglot holds
+    "images_background": "md5:68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "md5:6b91aef0f799c5bb55b94e3f2daec811",
+}
+VINYALS = "https://raw.githubusercontent.com/jakesnell/prototypical-networks/master/data/omniglot/splits/vinyals"
 TURN = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
@@ -41,6 +48,7 @@ class Omniglot(Task):
 
     modality = "image"
     hints: ClassVar[dict[str, Any]] = {"channels": 1, "image_size": 28}
+    source = Source("omniglot", "https://github.com/brendenlake/omniglot", "MIT", 16)
 
     def __init__(self, *, rotations: bool = True) -> None:
         self.rotations = rotations
@@ -66,6 +74,13 @@ class Omniglot(Task):
             class_names=names,
             groups=np.tile(np.arange(1, DRAWERS + 1, dtype=np.int64), len(names)),
         )
+
+    @classmethod
+    def download(cls, folder: Path, get: Get) -> None:
+        for name, checksum in ZIPS.items():
+            place(get(f"{OFFICIAL}/{name}.zip", checksum=checksum), folder / f"{name}.zip")
+        for part in ("train", "val", "test"):
+            place(get(f"{VINYALS}/{part}.txt"), folder / "splits" / "vinyals" / f"{part}.txt")
 
 
 def _character(name: str) -> str:

