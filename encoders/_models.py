@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multifsl.encoders._hub import Kind, first_line
+from multifsl.encoders._hub import Kind, first_line, has_safetensors
 from multifsl.episode import Inputs, lengths, map_inputs, trim
 from multifsl.errors import BadFile, MultifslError
 
@@ -29,7 +29,8 @@ BLOCK = 16  # items of similar length run together on a CPU
 def load_model(folder: Path, name: str, kind: Kind = "text") -> tuple[Any, Any]:
     """The network in that folder, in float32, and its reader. Of Whisper and its kin, the encoder; of CLIP, one tower.
 
-    A pooler is kept for images alone, and there only if its weights are published.
+    A pooler is kept for images alone, and there only if its weights are published. Where there are no safetensors but a
+    pytorch_model.bin, torch's restricted unpickler reads that: tensors and plain containers, and no code.
 
     Raises BadFile where the files are damaged, do not belong together, or are not those of an encoder of that kind.
     """
@@ -49,7 +50,8 @@ def load_model(folder: Path, name: str, kind: Kind = "text") -> tuple[Any, Any]:
                 folder,
                 config=config,
                 dtype=torch.float32,  # without it, the type that the weights were stored in
-                use_safetensors=True,
+                use_safetensors=has_safetensors(folder),
+                weights_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # looked at below, with a better message
                 local_files_only=True,

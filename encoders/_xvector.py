@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from multifsl.encoders._hub import PICKLED, SAFETENSORS, has_safetensors
 from multifsl.encoders._speech import masked_mean
 from multifsl.errors import BadFile
 from multifsl.functional import full_precision
@@ -78,10 +79,15 @@ class XVector(nn.Module):
 
 
 def read_tensor(folder: Path, name: str) -> Tensor | None:
-    """One tensor of a model's safetensors file, or of its files; None where there is none of that name."""
-    index = folder / "model.safetensors.index.json"
-    file = json.loads(index.read_text())["weight_map"].get(name) if index.is_file() else "model.safetensors"
+    """One tensor of a model's files; None where there is none of that name."""
+    stem, index = ("model", SAFETENSORS[1]) if has_safetensors(folder) else ("pytorch_model", PICKLED[1])
+    file = f"{stem}.safetensors" if stem == "model" else f"{stem}.bin"
+    if (folder / index).is_file():
+        file = json.loads((folder / index).read_text())["weight_map"].get(name)
     if file is None:
         return None
-    with safe_open(folder / file, framework="pt") as tensors:
-        return tensors.get_tensor(name) if name in tensors.keys() else None  # noqa: SIM118
+    if stem == "model":
+        with safe_open(folder / file, framework="pt") as tensors:
+            return tensors.get_tensor(name) if name in tensors.keys() else None  # noqa: SIM118
+    found: Tensor | None = torch.load(folder / file, map_location="cpu", weights_only=True).get(name)
+    return found

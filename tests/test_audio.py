@@ -436,6 +436,19 @@ def test_weights_in_several_files(copy: Path) -> None:
     assert len(list(copy.glob("model-*.safetensors"))) > 2
     x = whole.preprocess(clips())
     assert_close(Audio(str(copy)).embed(x), whole.embed(x), atol=0, rtol=0)
+    # as older models, the default among them, have their weights: pickled, in one file or several
+    tensors = dict(network.state_dict())
+    for file in copy.glob("model*safetensors*"):
+        file.unlink()
+    torch.save(tensors, copy / "pytorch_model.bin")
+    assert_close(Audio(str(copy)).embed(x), whole.embed(x), atol=0, rtol=0)
+    (copy / "pytorch_model.bin").unlink()
+    places = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(tensors)}
+    for place in set(places.values()):
+        torch.save({name: tensors[name] for name in tensors if places[name] == place}, copy / place)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert_close(Audio(str(copy)).embed(x), whole.embed(x), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -329,14 +329,50 @@ def test_weights_of_another_network(copy: Path) -> None:  # not filled up with r
 
 
 def test_a_folder_that_is_no_model(copy: Path) -> None:
-    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    with pytest.raises(BadFile, match=r"it has no model.safetensors \(weights in other formats can run code"):
+    (copy / "model.safetensors").rename(copy / "model.h5")
+    with pytest.raises(BadFile, match=r"it has no model.safetensors, and no pytorch_model.bin"):
         Transformer(str(copy))
     (copy / "config.json").unlink()
     with pytest.raises(BadFile, match=f"the folder {copy} is not a Hugging Face text model: it has no config.json"):
         Transformer(str(copy))
     with pytest.raises(BadFile, match="is a file; a text model is a folder"):
         Transformer(str(copy / "vocab.txt"))
+
+
+def pickled(folder: Path, extra: Any = None) -> Path:
+    """The folder with its weights as older models have them."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = load_file(folder / "model.safetensors")
+    torch.save(tensors | ({} if extra is None else {"extra": extra}), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_weights_of_older_models_are_read(bert: Transformer, copy: Path) -> None:
+    x = bert.preprocess(TEXTS)
+    torch.testing.assert_close(Transformer(str(pickled(copy)))(x), bert(x), rtol=0, atol=0)
+    whole = (copy / "pytorch_model.bin").read_bytes()
+    (copy / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadFile, match="cannot read the text model"):
+        Transformer(str(copy))
+
+
+class Mischief:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_code_in_pickled_weights_is_not_run(copy: Path, tmp_path: Path) -> None:
+    pickled(copy, extra=Mischief(tmp_path / "mark"))
+    with pytest.raises(BadFile, match="cannot read the text model.*[Ww]eights.only"):
+        Transformer(str(copy))
+    assert not (tmp_path / "mark").exists()
 
 
 def test_a_damaged_config(copy: Path) -> None:
@@ -490,13 +526,14 @@ def test_a_model_is_downloaded_where_that_is_allowed(
         return ModelInfo(id="a/b", siblings=files, sha=commit)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
-    asked = []
+    asked: list[Any] = []
 
     def download(name: str, *, local_files_only: bool = False, allow_patterns: list[str], **kwargs: Any) -> str:
         if local_files_only:
             raise huggingface_hub.errors.LocalEntryNotFoundError("nothing")
         asked.append((name, kwargs["revision"]))
-        assert not any("onnx" in pattern or "bin" in pattern for pattern in allow_patterns)
+        assert not any("onnx" in pattern for pattern in allow_patterns)
+        asked.append("pytorch_model*" in allow_patterns)
         return str(cached(hub, name, folders["Bert"], commit))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
@@ -504,9 +541,12 @@ def test_a_model_is_downloaded_where_that_is_allowed(
         find_model("some/model")
     monkeypatch.setattr(_hub, "downloads_allowed", lambda: True)
     assert find_model("some/model").revision == commit
-    assert asked == [("some/model", None)]
+    assert asked == [("some/model", None), False]
+    files[1]["rfilename"] = "pytorch_model.bin"
+    find_model("some/older")
+    assert asked[2:] == [("some/older", None), True]
     files.pop(1)
-    with pytest.raises(DataNotFound, match=r"it has no model\.safetensors, and other weights are not opened"):
+    with pytest.raises(DataNotFound, match=r"it has no model\.safetensors, and no pytorch_model\.bin"):
         find_model("some/other")
 
 
