@@ -14,8 +14,8 @@ At time t the controller sees item x_t and the label of the item before it, y_t-
     w^lu_t = 1 at the n least used slots, n the number of heads, else 0             (equation 6)
     p(y_t) = softmax(linear([h_t, r_t])), and loss = sum over t of -log p(y_t)      (section 2)
 
-Departures. x_t is the encoder's embedding, standardised; the paper's are raw pixels, of 0 to 1. Where slots tie in equation 6,
-the first count: if all did, as it reads, an empty memory's slots would stay alike for ever. `setting="sequence"` trains as the
+Departures. x_t is the encoder's embedding, brought to one length; the paper's are raw pixels, of 0 to 1. Where slots tie in
+equation 6, the first count: if all did, as it reads, an empty memory's slots would stay alike for ever. `setting="sequence"` trains as the
 paper does, on all items in one sequence. By default the support items are the sequence, and each query is answered as the next
 item, unseen by the others; however it was trained, that is how the network answers.
 
@@ -35,6 +35,8 @@ from multifsl.errors import MultifslError
 from multifsl.functional import full_precision, lstm_cell, mask_absent, masked_cross_entropy, without_autocast
 from multifsl.method import EmbeddingMethod, Output, check_support
 from multifsl.options import check_below_one, check_choice, check_counts, check_flags
+
+LENGTH = 3.0  # of a standardised embedding, beside labels of length 1
 
 
 class MannState(NamedTuple):
@@ -66,8 +68,8 @@ class Mann(EmbeddingMethod):
         gamma: what is left of a slot's usage after one more item, a number from 0 and below 1.
         temperature: what cosines are divided by in reading, a number above 0, or "learned", trained from 0.1. With the paper's 1,
             one of 128 slots gets no more than 6 % of the weight, and learning takes longer.
-        standardise: whether each embedding is brought to mean 0 and variance 1 over its own numbers. Without, long ones, such as
-            conv4's of a length of 34, saturate the LSTM, which then learns nothing.
+        standardise: whether each embedding is brought to mean 0 over its own numbers and to a length of 3. Long ones, such as
+            conv4's of a length of 34, saturate the LSTM and drown the labels, and nothing is learned.
 
     >>> from multifsl.encoder import Features
     >>> method = Mann(Features(2), max_way=3)
@@ -217,7 +219,7 @@ class Mann(EmbeddingMethod):
 
     def _input(self, x: Tensor) -> Tensor:
         x = full_precision(x)
-        return F.layer_norm(x, x.shape[-1:]) if self.standardise else x
+        return F.layer_norm(x, x.shape[-1:]) * (LENGTH / x.shape[-1] ** 0.5) if self.standardise else x
 
     def _start(self, x: Tensor, present: Tensor) -> MannState:
         """What a task begins with; x [..., L, D]."""
