@@ -15,9 +15,9 @@ At time t the controller sees item x_t and the label of the item before it, y_t-
     p(y_t) = softmax(linear([h_t, r_t])), and loss = sum over t of -log p(y_t)      (section 2)
 
 Departures. x_t is the encoder's embedding, brought to one length; the paper's are raw pixels, of 0 to 1. Where slots tie in
-equation 6, the first count: if all did, as it reads, an empty memory's slots would stay alike for ever. `setting="sequence"` trains as the
-paper does, on all items in one sequence. By default the support items are the sequence, and each query is answered as the next
-item, unseen by the others; however it was trained, that is how the network answers.
+equation 6, the first count: if all did, as it reads, an empty memory's slots would stay alike for ever. `setting="sequence"`
+trains as the paper does, on all items in one sequence. By default the support items are the sequence, and each query is answered
+as the next item, unseen by the others; however it was trained, that is how the network answers.
 
 Shape letters: T tasks, L items of a sequence, Q queries, N ways, D embedding width, H controller units, C `max_way`, R heads,
 M slots, W slot width. `...` stands for the tasks, for tasks and queries, or for nothing.
