@@ -233,11 +233,16 @@ def specs_of(method: Method) -> dict[str, str]:
     return {"encoder": resolved(method.encoder), "method": resolved(method)}
 
 
+def run_of(path: Path, method: Method, info: dict[str, Any]) -> Run:
+    """A run as it will be in its folder."""
+    return Run(path, method, {**info, **specs_of(method), "transductive": method.transductive, "versions": versions()})
+
+
 def save_run(path: Path, method: Method, info: dict[str, Any]) -> Run:
     """Write a run's final files into its folder."""
-    full = {**info, **specs_of(method), "transductive": method.transductive, "versions": versions()}
-    write_pair(path, "run.json", full, method.state_dict())
-    return Run(path, method, full)
+    run = run_of(path, method, info)
+    write_pair(path, "run.json", run.info, method.state_dict())
+    return run
 
 
 def load_run(
@@ -257,7 +262,7 @@ def load_run(
         MultifslError: no run there, or one that is still training. BadFile: a damaged one, with the reason.
     """
     path = Path(path)
-    if (path / "checkpoint.safetensors").exists() and not (path / "run.json").exists():
+    if any(path.glob("checkpoint*.safetensors")) and not (path / "run.json").exists():
         raise MultifslError(f"the run {path} is not finished; go on with it by --resume")
     info, tensors = read_pair(path, "run.json", "run")
     built = build_pair(info, path, allow_download=allow_download)

@@ -152,9 +152,31 @@ def train(
         int | None, typer.Option(help="How many steps (1000 where --minutes is not given either).", min=1)
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="How long instead of how many steps.")] = None,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate at the start; it falls to 0 along a cosine.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="The learning rate at its highest.")] = 1e-3,
+    optimizer: Annotated[Literal["adam", "adamw", "sgd"], typer.Option(help="What moves the weights.")] = "adam",
+    weight_decay: Annotated[float, typer.Option(help="Of matrices; with adamw, apart from the gradient.")] = 0.0,
+    schedule: Annotated[
+        Literal["cosine", "step", "constant"],
+        typer.Option(
+            help="How the learning rate falls: to 0 along a cosine, by half at every tenth of the run, not at all."
+        ),
+    ] = "cosine",
+    warmup: Annotated[float, typer.Option(help="The share of the run in which the learning rate rises from 0.")] = 0.0,
+    clip: Annotated[float | None, typer.Option(help="The longest that the gradient of all weights may be.")] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Validate and keep a moving average of the weights, of this decay, such as 0.999."),
+    ] = None,
+    accumulate: Annotated[
+        int, typer.Option(help="Run a step's episodes in so many micro-batches, for less memory.", min=1)
+    ] = 1,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many validations without a better one.", min=1)
+    ] = None,
     seed: Seed = 0,
-    precision: Annotated[Literal["float32", "bfloat16"], typer.Option(help="The encoder's arithmetic.")] = "float32",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float64"], typer.Option(help="The encoder's arithmetic.")
+    ] = "float32",
     disjoint_groups: Disjoint = False,
     imbalance: Imbalance = 0.0,
     skip_small_classes: SkipSmall = False,
@@ -176,7 +198,9 @@ def train(
     with training_line() as report:
         run = run_training(
             task, encoder, method, out=out, way=_range("way", way), shot=_range("shot", shot), query=query,
-            episodes_per_step=episodes_per_step, steps=steps, minutes=minutes, lr=lr, seed=seed, precision=precision,
+            episodes_per_step=episodes_per_step, steps=steps, minutes=minutes, lr=lr, optimizer=optimizer,
+            weight_decay=weight_decay, schedule=schedule, warmup=warmup, clip=clip, ema=ema, accumulate=accumulate,
+            patience=patience, seed=seed, precision=precision,
             disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes,
             freeze_encoder=freeze_encoder, device=device, data_root=data_root, resume=resume, overwrite=overwrite,
             report=report, progress=track,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from multifsl.checkpoint import read_json, read_tensors, to_bytes, write_atomically
 from multifsl.errors import BadFile, MultifslError
+from multifsl.optim import Average
 
 
 @dataclass
@@ -22,15 +24,24 @@ class Progressed:
     validations: int = 0
     best_accuracy: float = -1.0
     best_step: int = 0
+    without_better: int = 0  # validations since the best one
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
-def checkpoint_of(out: Path) -> Path:
-    """Where a run's checkpoint stands."""
-    return out / "checkpoint.safetensors"
+CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")  # the newest first
 
 
-OWN_FILES = ("run.json", "model.safetensors", "checkpoint.safetensors", "metrics.jsonl", "settings.json")
+def has_checkpoint(out: Path) -> bool:
+    """Whether there is something to go on from."""
+    return any((out / name).exists() for name in CHECKPOINTS)
+
+
+def remove_checkpoints(out: Path) -> None:
+    for name in CHECKPOINTS:
+        (out / name).unlink(missing_ok=True)
+
+
+OWN_FILES = ("run.json", "model.safetensors", *CHECKPOINTS, "metrics.jsonl", "settings.json")
 
 
 def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -95,24 +106,45 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def save(path: Path, learner: nn.Module, optimizer: Any, at: Progressed) -> None:
-    """Weights, optimiser, random state and progress in one file."""
+def save(
+    out: Path, model: nn.Module, optimizer: Any, average: Average | None, at: Progressed, states: list[Tensor]
+) -> None:
+    """Weights, their average, optimiser, random states and progress in one file; the one before stays as the second.
+
+    states: the random state of each process.
+    """
     state = optimizer.state_dict()
-    tensors = {f"model.{k}": v for k, v in learner.state_dict().items()}
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"best.{k}": v for k, v in at.best.items()}
-    tensors |= {f"optimizer.{i}.{k}": v for i, entry in state["state"].items() for k, v in entry.items()}
-    tensors["rng"] = torch.get_rng_state()
+    tensors |= {} if average is None else {f"average.{k}": v for k, v in average.tensors.items()}
+    tensors |= {
+        f"optimizer.{i}.{k}": v for i, entry in state["state"].items() for k, v in entry.items() if v is not None
+    }
+    tensors |= {f"rng.{rank}": v for rank, v in enumerate(states)}
     if torch.cuda.is_available():
         tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    progressed = {k: getattr(at, k) for k in ("step", "seconds", "validations", "best_accuracy", "best_step")}
-    write_atomically(
-        path, to_bytes(tensors, {"progress": json.dumps(progressed), "groups": json.dumps(state["param_groups"])})
-    )
+    progressed = {k: v for k, v in vars(at).items() if k != "best"}
+    data = to_bytes(tensors, {"progress": json.dumps(progressed), "groups": json.dumps(state["param_groups"])})
+    newest, previous = (out / name for name in CHECKPOINTS)
+    if newest.exists():
+        newest.replace(previous)
+    write_atomically(newest, data)
 
 
-def restore(path: Path, learner: nn.Module, optimizer: Any) -> Progressed:
-    """Put back what `save` wrote. Raises BadFile where it is damaged, or of another training."""
-    tensors, header = read_tensors(path)
+def restore(out: Path, model: nn.Module, optimizer: Any, average: Average | None, *, rank: int = 0) -> Progressed:
+    """Put back what `save` wrote last; where that is damaged, with a warning, what it wrote before.
+
+    Raises BadFile where nothing whole is left, or it is of another training.
+    """
+    there = [out / name for name in CHECKPOINTS if (out / name).exists()]
+    for i, path in enumerate(there):
+        try:
+            tensors, header = read_tensors(path)
+            break
+        except BadFile as error:
+            if i + 1 == len(there):
+                raise
+            warnings.warn(f"{error}; going on from the checkpoint before it, {there[i + 1].name}", stacklevel=3)
     try:
         at = Progressed(**json.loads(header["progress"]))
         state: dict[int, dict[str, Tensor]] = {}
@@ -121,11 +153,17 @@ def restore(path: Path, learner: nn.Module, optimizer: Any) -> Progressed:
                 _, index, key = name.split(".", 2)
                 state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": json.loads(header["groups"])})
-        learner.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        torch.set_rng_state(tensors["rng"])
+        model.load_state_dict(_under("model.", tensors))
+        if average is not None:
+            average.restore(_under("average.", tensors))
+        torch.set_rng_state(tensors[f"rng.{rank}"])
         if "rng_cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["rng_cuda"])
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise BadFile(f"the checkpoint {path} does not fit this training: {error}") from error
-    at.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+    at.best = _under("best.", tensors)
     return at
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -5,22 +5,22 @@ Shape letters: T tasks a step.
 
 import contextlib
 import math
-import os
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multifsl.bank import Bank, Progress, Stream, embed_items, open_data, sampler_of
 from multifsl.base_training import BaseClassifier
-from multifsl.checkpoint import Run, save_run
+from multifsl.checkpoint import Run, run_of, save_run
 from multifsl.defaults import open_encoder
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import Range
@@ -36,8 +36,20 @@ from multifsl.evaluation import (
 )
 from multifsl.functional import accuracy
 from multifsl.method import Method
+from multifsl.optim import Average, check_schedule, learning_rate, optimizer_of
+from multifsl.options import check_choice, check_counts, check_positive
+from multifsl.parallel import Processes, Share
 from multifsl.registry import build, resolved
-from multifsl.run_folder import Metrics, Progressed, check_folder, checkpoint_of, open_folder, restore, save
+from multifsl.run_folder import (
+    Metrics,
+    Progressed,
+    check_folder,
+    has_checkpoint,
+    open_folder,
+    remove_checkpoints,
+    restore,
+    save,
+)
 from multifsl.task import Items, Task
 
 LOG_EVERY = 20  # steps between looks at the loss; each look waits for the accelerator
@@ -63,6 +75,14 @@ def train(
     steps: int | None = None,
     minutes: float | None = None,
     lr: float = 1e-3,
+    optimizer: str = "adam",
+    weight_decay: float = 0.0,
+    schedule: str = "cosine",
+    warmup: float = 0.0,
+    clip: float | None = None,
+    ema: float | None = None,
+    accumulate: int = 1,
+    patience: int | None = None,
     seed: int = 0,
     precision: str = "float32",
     disjoint_groups: bool = False,
@@ -76,7 +96,10 @@ def train(
     report: Any = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Meta-train an encoder and a method on a task's train classes; Adam, learning rate falling to 0 along a cosine.
+    """Meta-train an encoder and a method on a task's train classes.
+
+    Started by `accelerate launch` or `torchrun`, it shares each step's tasks among the processes; their number does not change
+    what is computed (see `multifsl.parallel`).
 
     For a method of transfer learning (`learns_from = "classes"`) the encoder is trained as a plain classifier of all train
     classes, by batches of way * (shot + query) items of an episode; see `multifsl.base_training`.
@@ -90,7 +113,13 @@ def train(
         way, shot: a number, or an inclusive range (low, high) drawn anew every step. query: items a class.
         episodes_per_step: T. steps or minutes: how long (1,000 steps where neither is given); with `steps`, a run repeated with
             its seed is the same to the bit on the CPU.
-        precision: "float32", or "bfloat16" (the encoder under autocast; distances and losses stay in float32).
+        lr: at its highest. optimizer: "adam", "adamw" or "sgd" (momentum 0.9). schedule, warmup: how lr goes over the run, see
+            `multifsl.optim.learning_rate`.
+        clip: the longest that the gradient of all weights together may be; a longer one is shortened.
+        ema: keep an exponential moving average of the weights, of this decay, such as 0.999; it is what is validated and saved.
+        accumulate: in how many micro-batches the T tasks of a step are run, for less memory; T must be a multiple.
+        patience: stop after so many validations without a better one.
+        precision: "float32"; "bfloat16" (the encoder under autocast; distances and losses stay in float32); "float64", for checks.
         disjoint_groups, imbalance, skip_small_classes: see EpisodeSampler.
         freeze_encoder: leave the encoder as it is, and train the method's own weights on embeddings that are made once: a
             hundred times the steps where the encoder is large.
@@ -109,16 +138,14 @@ def train(
     steps = 1000 if steps is None and minutes is None else steps
     if (steps is not None and steps < 1) or (minutes is not None and not 0 < minutes < math.inf):
         raise MultifslError("steps and minutes must be numbers above 0")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise MultifslError("this version trains in one process; start it without torchrun or accelerate launch")
     check_way(way)
-    if episodes_per_step < 1:
-        raise MultifslError(f"episodes_per_step must be at least 1, not {episodes_per_step}")
-    if not 0 < lr < math.inf:
-        raise MultifslError(f"lr must be a number above 0, not {lr}")
-    if precision not in ("float32", "bfloat16"):
-        raise MultifslError(f"no precision {precision!r}; known: float32, bfloat16")
-    where = pick_device(device)
+    check_counts(episodes_per_step=episodes_per_step, accumulate=accumulate)
+    check_positive(lr=lr, **{k: v for k, v in {"clip": clip}.items() if v is not None})
+    check_counts(**{k: v for k, v in {"patience": patience}.items() if v is not None})
+    check_schedule(schedule, warmup)
+    check_choice("precision", precision, ("float32", "bfloat16", "float64"))
+    processes = Processes(pick_device(device))
+    where = processes.device
     torch.manual_seed(seed)
     data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
     network = open_encoder(encoder, task=data)
@@ -131,8 +158,9 @@ def train(
     settings = {
         "task": resolved(data), "encoder": resolved(network), "method": resolved(learner),
         **shape, "way": _plain(way), "shot": _plain(shot),
-        "episodes_per_step": episodes_per_step, "steps": steps, "minutes": minutes, "lr": lr, "precision": precision,
-        "freeze_encoder": freeze_encoder,
+        "episodes_per_step": episodes_per_step, "steps": steps, "minutes": minutes, "lr": lr, "optimizer": optimizer,
+        "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip, "ema": ema, "accumulate": accumulate,
+        "patience": patience, "precision": precision, "freeze_encoder": freeze_encoder,
     }  # fmt: skip
     out = Path(out)
 
@@ -150,6 +178,8 @@ def train(
 
     # ---- model ----
     learner.to(where).train()
+    if precision == "float64":
+        learner.double()
     trains_encoder = not freeze_encoder and any(p.requires_grad for p in network.parameters())
     network.published = network.published and not trains_encoder
     by_class = learner.learns_from == "classes"
@@ -161,18 +191,26 @@ def train(
         raise MultifslError(
             f"{resolved(learner)} on {resolved(network)}{frozen} has nothing to train; `evaluate` takes it as it is"
         )
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
-    open_folder(out, settings, resume=resume)
+    mover = optimizer_of(optimizer, (p for p in model.parameters() if p.requires_grad), lr, weight_decay)
+    average = None if ema is None else Average(learner, ema)
+    share = Share(sampler, tasks=episodes_per_step, parts=accumulate, rank=processes.rank, size=processes.size)
+    if processes.first:
+        open_folder(out, settings, resume=resume)
+    torch.manual_seed(seed + 1_000_003 * processes.rank) if processes.rank else None  # each draws numbers of its own
     at = Progressed()
-    if resume and checkpoint_of(out).exists():
-        at = restore(checkpoint_of(out), model, optimizer)
-    batches = source.stream(sampler, range(at.step, steps or 2**62), episodes_per_step, n_classes=n_classes)
+    if resume and has_checkpoint(out):
+        at = restore(out, model, mover, average, rank=processes.rank)
+    processes.wait()
+    shared = processes.wrap(model)
+    ahead = range(at.step * accumulate, 2**62 if steps is None else steps * accumulate)
+    batches = source.stream(share, ahead, share.count, n_classes=n_classes)
 
     # ---- the loop ----
-    metrics = Metrics(out / "metrics.jsonl", keep_through=at.step)
+    metrics = Metrics(out / "metrics.jsonl", keep_through=at.step) if processes.first else None
     began = time.monotonic() - at.seconds
-    saved = logged = time.monotonic()
-    losses: list[Tensor] = []
+    saved, logged = at.seconds, time.monotonic()
+    losses: list[Tensor] = []  # of the steps since the last look
+    losses_now: list[Tensor] = []  # of a step's micro-batches
     accuracies: list[Tensor] = []
 
     def fraction() -> float:
@@ -180,21 +218,24 @@ def train(
 
     def finite_loss() -> float:
         """Mean loss since the last look, which waits for the accelerator; an error where it is not finite."""
-        loss = float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
-            good = f"; the last good state is in {out} and goes on by --resume" if checkpoint_of(out).exists() else ""
-            raise MultifslError(
-                f"the loss is {loss} between steps {at.step - len(losses) + 1} and {at.step} (seed {seed}); "
-                f"a smaller --lr often helps{good}"
-            )
-        return loss
+        each = processes.mean(torch.stack(losses)).tolist()  # of a step
+        if all(map(math.isfinite, each)):
+            return sum(each) / len(each)
+        i = next(i for i, loss in enumerate(each) if not math.isfinite(loss))
+        step = at.step - len(each) + i
+        good = f"; the last good state is in {out} and goes on by --resume" if has_checkpoint(out) else ""
+        raise MultifslError(
+            f"the loss is {each[i]} at step {step + 1}, whose episodes are EpisodeSampler(..., seed={seed}).tasks({step}, "
+            f"{episodes_per_step}); a smaller --lr or --clip 1 often helps{good}"
+        )
 
     validations = VALIDATIONS if steps is None else max(1, min(VALIDATIONS, steps // STEPS_BETWEEN_VALIDATIONS))
     validating = 0.0  # seconds
     latest = at.best_accuracy  # of the validations; a resumed run shows the best one until its next
+    stale = False  # whether patience has run out
 
     def validate() -> None:
-        nonlocal latest, validating
+        nonlocal latest, validating, stale
         at.validations += 1
         costly = minutes is not None and validating > VALIDATION_SHARE * at.seconds and fraction() < 1
         if validation is None or costly:
@@ -212,37 +253,53 @@ def train(
         with warnings.catch_warnings(action="ignore"):  # said when the run began
             scores = episode_accuracies(judge, held_out, episodes=episodes, seed=VALIDATION_SEED, **val_shape)
         latest = float(scores.mean())
-        metrics.write({"step": at.step, "val_accuracy": latest, "val_ci95": half_width(scores)})
-        if scores.mean() > at.best_accuracy:
-            at.best_accuracy, at.best_step = float(scores.mean()), at.step
+        if metrics is not None:
+            metrics.write({"step": at.step, "val_accuracy": latest, "val_ci95": half_width(scores)})
+        at.without_better += 1
+        if latest > at.best_accuracy:
+            at.best_accuracy, at.best_step, at.without_better = latest, at.step, 0
             at.best = {k: v.detach().clone() for k, v in learner.state_dict().items()}
+        stale = patience is not None and at.without_better >= patience
         validating += time.monotonic() - start
 
     with _interrupts() as interrupted:
-        while fraction() < 1:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * fraction()))
-            episodes = next(batches)
-            with torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-                output = model(episodes)
-            output.loss.mean().backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(output.loss.detach().mean())
-            accuracies.append(accuracy(output.logits.detach(), episodes.query.y).mean())
+        while fraction() < 1 and not stale:
+            for group in mover.param_groups:
+                group["lr"] = lr * learning_rate(schedule, warmup, fraction())
+            before = processes.buffers(model)
+            for part in range(accumulate):
+                episodes = next(batches)
+                last = part == accumulate - 1
+                with nullcontext() if last else processes.without_sync(shared):
+                    with torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                        output = shared(episodes)
+                    (output.loss.mean() / accumulate).backward()
+                losses_now.append(output.loss.detach().mean())
+                accuracies.append(accuracy(output.logits.detach(), episodes.query.y).mean())
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            mover.step()
+            mover.zero_grad(set_to_none=True)
+            processes.combine(model, before)
+            if average is not None:
+                average.update(learner, at.step)
+            losses.append(torch.stack(losses_now).mean())
+            losses_now.clear()
             at.step += 1
-            at.seconds = time.monotonic() - began
+            at.seconds, stopped = processes.agree(time.monotonic() - began, bool(interrupted))
 
             if at.step % LOG_EVERY == 0 or fraction() >= 1:
                 row = {
                     "step": at.step,
                     "loss": finite_loss(),
-                    "accuracy": float(torch.stack(accuracies).mean()),
+                    "accuracy": float(processes.mean(torch.stack(accuracies)).mean()),
                     "episodes_per_second": episodes_per_step * len(losses) / (time.monotonic() - logged),
+                    "lr": mover.param_groups[0]["lr"],
                     "seconds": round(at.seconds, 1),
                 }
-                metrics.write(row)
-                if report is not None:
+                if metrics is not None:
+                    metrics.write(row)
+                if report is not None and processes.first:
                     val_way = validation[1]["way"] if validation else 0
                     seen = {"validation": latest, "best": at.best_accuracy, "val_way": val_way}
                     report(at.step, fraction(), {**row, **seen})
@@ -250,19 +307,24 @@ def train(
             if fraction() >= (at.validations + 1) / validations:
                 if losses:
                     finite_loss()  # weights that are not finite have no accuracy
-                validate()
-                at.seconds = time.monotonic() - began
-            if interrupted or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                with average.in_place_of(learner) if average is not None else nullcontext():
+                    validate()
+                at.seconds, stopped = processes.agree(time.monotonic() - began, bool(interrupted or stopped))
+            if stopped or at.seconds - saved > CHECKPOINT_SECONDS:
                 if losses:
                     finite_loss()  # else the last good checkpoint stays
-                save(checkpoint_of(out), model, optimizer, at)
-                saved = time.monotonic()
-            if interrupted:
+                states = processes.gather_states()
+                if processes.first:
+                    save(out, model, mover, average, at, states)
+                saved = at.seconds
+            if stopped:
                 raise MultifslError(f"stopped at step {at.step}; the state is in {out} and goes on by --resume")
 
     # ---- the run ----
     if at.best:
         learner.load_state_dict(at.best)
+    elif average is not None:
+        learner.load_state_dict(average.tensors)
     learner.eval()
     if learner.wants_base:
         learn_base(learner, _seen(source))
@@ -278,8 +340,11 @@ def train(
             "val_step": at.best_step,
             "val_episode": validation[1] if validation else None,
         }
-    run = save_run(out, learner, {**settings, "metrics": result})
-    checkpoint_of(out).unlink(missing_ok=True)
+    info = {**settings, "processes": processes.size, "metrics": result}
+    if not processes.first:
+        return run_of(out, learner, info)
+    run = save_run(out, learner, info)
+    remove_checkpoints(out)
     return run
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from multifsl.checkpoint import read_tensors
 from multifsl.encoder import Encoder
 from multifsl.errors import BadFile, MultifslError
 from multifsl.registry import build
+from multifsl.run_folder import CHECKPOINTS
 
 ENCODER = "conv4(width=8, channels=1, image_size=16)"
 SHAPE: dict[str, Any] = {"way": 3, "shot": 1, "query": 2}
@@ -113,15 +115,134 @@ def test_interrupted_and_resumed_equals_never_stopped(pictures: Path, tmp_path: 
         run(pictures, tmp_path / "cut", steps=400, resume=True)
 
 
-def test_a_damaged_checkpoint_is_an_error(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the run still ends with the same bits; with both damaged it is an error."""
+    run(pictures, tmp_path / "whole", ema=0.9)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "save_run", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        run(pictures, tmp_path / "run")
-    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    with pytest.raises(BadFile, match="damaged"):
-        run(pictures, tmp_path / "run", resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_run", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            run(pictures, tmp_path / "run", ema=0.9)
+    newest, before = (tmp_path / "run" / name for name in CHECKPOINTS)
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:-100])
+    shutil.copytree(tmp_path / "run", tmp_path / "worse")
+    with pytest.warns(UserWarning, match=r"is damaged.*going on from the checkpoint before it"):
+        run(pictures, tmp_path / "run", ema=0.9, resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert not newest.exists() and not before.exists()
+    (tmp_path / "worse" / before.name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="going on"), pytest.raises(BadFile, match="damaged"):
+        run(pictures, tmp_path / "worse", ema=0.9, resume=True)
+    with pytest.raises(MultifslError, match="not finished"):
+        multifsl.load_run(tmp_path / "worse")
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
+    pictures: Path, tmp_path: Path, kills: int
+) -> None:
+    """kill -9 at random moments, the writing of checkpoints among them; each time another process goes on."""
+    options = {**SHAPE, "steps": 40 * kills, "optimizer": "adamw", "ema": 0.99, "warmup": 0.1, "clip": 1.0}
+    arguments = [f"images({str(pictures)!r})", ENCODER, "matching(temperature='learned')"]
+    multifsl.train(*arguments, out=tmp_path / "whole", **options)
+    cut = tmp_path / "cut"
+    code = (
+        "import multifsl, sys; from multifsl import training; training.CHECKPOINT_SECONDS = 0.0\n"
+        f"multifsl.train(*{arguments!r}, **{options!r}, out={str(cut)!r}, resume=sys.argv[1] == 'resume')"
+    )
+    rng, killed = np.random.default_rng(kills), 0
+    while not (cut / "run.json").exists():
+        started = (cut / "settings.json").exists()
+        child = subprocess.Popen([sys.executable, "-c", code, "resume" if started else "anew"], stderr=subprocess.PIPE)
+        if killed < kills:
+            before = _newest_change(cut)
+            while child.poll() is None and _newest_change(cut) == before:  # until this one has written something
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.4))
+            child.kill()
+            killed += 1
+        child.wait()
+        assert child.returncode in (0, -signal.SIGKILL), child.stderr and child.stderr.read().decode()
+    assert killed == kills
+    assert equal(weights(tmp_path / "whole"), weights(cut))
+    steps = [
+        [json.loads(line)["step"] for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("whole", "cut")
+    ]
+    assert steps[0] == steps[1]
+
+
+def _newest_change(folder: Path) -> float:
+    return max((path.stat().st_mtime_ns for path in [*folder.glob("checkpoint*")]), default=0.0)
+
+
+@pytest.mark.parametrize("encoder", [ENCODER, ENCODER.replace("width=8", "width=8, norm='group'")])
+def test_micro_batches_compute_what_a_whole_step_does(pictures: Path, tmp_path: Path, encoder: str) -> None:
+    """Weights and running statistics, in float64, after 20 steps of 4 episodes in 1, 2 and 4 parts."""
+    runs = [
+        multifsl.train(
+            f"images({str(pictures)!r})", encoder, "prototypical", out=tmp_path / str(parts), **SHAPE, steps=20,
+            episodes_per_step=4, accumulate=parts, precision="float64",
+        )
+        for parts in (1, 2, 4)
+    ]  # fmt: skip
+    whole = dict(runs[0].method.state_dict())
+    assert whole["encoder.convs.0.weight"].dtype == torch.float64
+    for other in runs[1:]:
+        torch.testing.assert_close(dict(other.method.state_dict()), whole, rtol=1e-9, atol=1e-11)
+
+
+def test_the_learning_rate_follows_its_schedule(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, tmp_path / "run", steps=60, schedule="step", warmup=0.5, lr=0.01)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = {row["step"]: row["lr"] for row in rows if "lr" in row}  # of the step that was just done
+    assert rates == {20: pytest.approx(0.01 * 19 / 30), 40: pytest.approx(0.01 / 2**3), 60: pytest.approx(0.01 / 2**9)}
+
+
+def test_a_clipped_step_is_no_longer_than_that(pictures: Path, tmp_path: Path) -> None:
+    """One step of plain SGD along a gradient of length 1e-3, with Nesterov's momentum: lr * (1 + 0.9) * 1e-3."""
+    options: dict[str, Any] = {"optimizer": "sgd", "schedule": "constant", "lr": 0.5, "precision": "float64"}
+    moved = []
+    for steps in (1, 2):
+        done = run(pictures, tmp_path / f"clipped{steps}", steps=steps, clip=1e-3, **options)
+        moved.append(torch.cat([p.flatten() for p in done.method.parameters()]).detach())
+    torch.manual_seed(0)
+    start = torch.cat([p.flatten() for p in build("encoders", ENCODER).parameters()]).double().detach()
+    assert float((moved[0] - start).norm()) == pytest.approx(0.5 * 1.9 * 1e-3, rel=1e-6)
+    assert float((moved[1] - start).norm()) > float((moved[0] - start).norm())
+
+
+def test_the_averaged_weights_are_what_is_kept(pictures: Path, tmp_path: Path) -> None:
+    """By hand, from the weights after each step: no validation, so the last average is the run's."""
+    options: dict[str, Any] = {"way": 10, "schedule": "constant", "precision": "float64"}  # 3 val classes are too few
+    with pytest.warns(UserWarning, match="no validation"):
+        done = run(pictures, tmp_path / "run", steps=3, ema=0.3, **{**options, "shot": 4})
+    expected = None
+    for steps in range(4):
+        if steps == 0:
+            torch.manual_seed(0)
+            now = {k: v.double() for k, v in build("encoders", ENCODER).state_dict().items()}
+        else:
+            with pytest.warns(UserWarning, match="no validation"):
+                plain = run(pictures, tmp_path / str(steps), steps=steps, **{**options, "shot": 4})
+            now = {k.removeprefix("encoder."): v for k, v in plain.method.state_dict().items()}
+        keep = min(0.3, steps / (9 + steps))
+        expected = now if expected is None else {k: keep * expected[k] + (1 - keep) * now[k] for k in now}
+    assert expected is not None
+    found = {k.removeprefix("encoder."): v for k, v in done.method.state_dict().items()}
+    torch.testing.assert_close(found["convs.1.weight"], expected["convs.1.weight"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found["norms.0.running_mean"], expected["norms.0.running_mean"], rtol=1e-9, atol=1e-12)
+
+
+def test_patience_ends_a_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "STEPS_BETWEEN_VALIDATIONS", 5)
+    scores = iter([0.5, 0.6, 0.6, 0.4, 0.9])
+    monkeypatch.setattr(training, "episode_accuracies", lambda *_, **__: np.full(2, next(scores)))
+    done = run(pictures, tmp_path / "run", steps=60, patience=2).info["metrics"]
+    assert (done["steps_done"], done["val_step"], done["val_accuracy"]) == (20, 10, 0.6)
 
 
 def test_minutes_bound_the_time(pictures: Path, tmp_path: Path) -> None:
@@ -165,11 +286,19 @@ def test_an_unwritable_place_is_an_error(pictures: Path, tmp_path: Path) -> None
         ({"way": 50}, "way 50 asks for more classes than there are: 13"),
         ({"shot": 5}, r"ask for 7 \(13 of 13 classes"),
         ({"minutes": 1.0}, "not both"),
-        ({"precision": "float16"}, "known: float32, bfloat16"),
+        ({"precision": "float16"}, "known: 'float32', 'bfloat16'"),
+        ({"optimizer": "lion"}, "no optimizer 'lion'; known: 'adam'"),
+        ({"schedule": "linear"}, "no schedule 'linear'; known: 'cosine'"),
+        ({"warmup": 1.0}, "warmup must be a number from 0 and below 1"),
+        ({"ema": 1.5}, "ema must be a number above 0 and below 1"),
+        ({"clip": 0}, "clip must be a number above 0"),
+        ({"patience": 0}, "patience must be a whole number from 1"),
+        ({"weight_decay": -1}, "weight_decay must be a number of at least 0"),
+        ({"episodes_per_step": 3, "accumulate": 2}, "3 episodes a step cannot be dealt evenly.*a multiple of 2"),
         ({"device": "cuda:99"}, "not there"),
         ({"device": "toaster"}, "no device 'toaster'"),
         ({"lr": float("nan")}, "lr must be a number above 0"),
-        ({"episodes_per_step": 0}, "at least 1"),
+        ({"episodes_per_step": 0}, "a whole number from 1"),
         ({"resume": True, "overwrite": True}, "not both"),
     ],
 )
@@ -242,12 +371,6 @@ def test_a_checkpoint_is_never_of_a_diverged_state(
         run(pictures, tmp_path / "run", lr=1e30)
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     assert all(torch.isfinite(v).all() for k, v in read_tensors(checkpoint)[0].items() if k.startswith("model."))
-
-
-def test_several_processes_are_refused(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(MultifslError, match="trains in one process"):
-        run(pictures, tmp_path / "run")
 
 
 def test_a_bad_item_of_a_lazy_sequence_is_left_out(pictures: Path) -> None:
