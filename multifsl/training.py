@@ -34,7 +34,7 @@ from multifsl.evaluation import (
     learn_base,
     pick_device,
 )
-from multifsl.functional import accuracy
+from multifsl.functional import accuracy, digest
 from multifsl.method import Method
 from multifsl.registry import build, resolved
 from multifsl.run_folder import Metrics, Progressed, check_folder, checkpoint_of, open_folder, restore, save
@@ -134,6 +134,13 @@ def train(
         "episodes_per_step": episodes_per_step, "steps": steps, "minutes": minutes, "lr": lr, "precision": precision,
         "freeze_encoder": freeze_encoder,
     }  # fmt: skip
+    if freeze_encoder:
+        _check_frozen(learner)
+        settings["frozen_encoder"] = digest(network.state_dict())
+        if isinstance(encoder, str) and not network.pretrained:
+            warnings.warn(
+                f"{encoder} has random weights, and they are frozen: nothing will have trained it", stacklevel=2
+            )
     out = Path(out)
 
     # ---- data ----
@@ -141,7 +148,6 @@ def train(
     check_folder(out, settings, resume=resume, overwrite=overwrite)
     sampler = sampler_of(train_items, **shape)  # says at once what does not fit
     if freeze_encoder:
-        _check_frozen(learner)
         learner.encoder = Features(network.dim)  # all that it meets from here on are embeddings
     source = _open(network, learner, train_items, where, progress)
     if len(source.items.labels) != len(train_items.labels):  # unreadable items were left out
@@ -157,9 +163,8 @@ def train(
     model = BaseClassifier(learner, n_classes, learner.base_head).to(where) if by_class else learner
     trained = [p for p in (network if by_class else learner).parameters() if p.requires_grad]
     if not trained:
-        frozen = " with its encoder frozen" if freeze_encoder else ""
         raise MultifslError(
-            f"{resolved(learner)} on {resolved(network)}{frozen} has nothing to train; `evaluate` takes it as it is"
+            f"{resolved(learner)} on {resolved(network)} has nothing to train; `evaluate` takes it as it is"
         )
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     open_folder(out, settings, resume=resume)
@@ -263,10 +268,10 @@ def train(
     # ---- the run ----
     if at.best:
         learner.load_state_dict(at.best)
-    learner.eval()
     if learner.wants_base:
-        learn_base(learner, _seen(source))
+        learn_base(learner.eval(), _seen(source))
     learner.encoder = network
+    learner.eval()
     result: dict[str, Any] = {
         "seconds": round(at.seconds, 1),
         "steps_done": at.step,
@@ -331,6 +336,10 @@ def _check_frozen(learner: Method) -> None:
     if not learner.takes_embeddings:
         raise MultifslError(
             f"{resolved(learner)} adapts the encoder in every task; with the encoder frozen, take trainable='head'"
+        )
+    if not any(p.requires_grad for name, p in learner.named_parameters() if not name.startswith("encoder.")):
+        raise MultifslError(
+            f"{resolved(learner)} with its encoder frozen has nothing to train; `evaluate` takes it as it is"
         )
 
 

@@ -27,7 +27,7 @@ ROWS = (  # encoder, task, split
     ("transformer", "hwu64(fold=1)", "val"),
     ("transformer", "clinc150", "val"),
 )
-EPISODES = ((5, 1), (5, 5), (20, 1))
+EPISODES = ((5, 1), (5, 5), (10, 1), (20, 1))
 COUNT = 640
 
 
