@@ -4,7 +4,9 @@ The files are found here, and `_models.py` has the library read them from their 
 the network five times, and wait in between.
 """
 
+import math
 import re
+import time
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -26,6 +28,9 @@ FILES = [
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
     *("preprocessor_config.json", "processor_config.json"),
 ]
+
+SILENCE = 60.0  # seconds in which a hub that did not answer is not asked again
+_silent: dict[str, float] = {}  # hub -> when that was
 
 Kind = Literal["text", "image", "audio"]
 ENCODERS = {"text": "transformer", "image": "vision", "audio": "audio"}  # the file of each kind
@@ -143,6 +148,8 @@ def _from_hub(name: str, revision: str | None) -> Found | str:
         return f"{where}: downloads are switched off"
     if constants.is_offline_mode():
         return f"{where}: HF_HUB_OFFLINE is set"
+    if time.monotonic() - _silent.get(constants.ENDPOINT, -math.inf) < SILENCE:
+        return f"{where}: it did not answer a moment ago"
     try:
         # One short question first, with a limit that holds.
         info = within(PATIENCE, lambda: HfApi().model_info(name, revision=revision, timeout=PATIENCE))
@@ -158,6 +165,8 @@ def _from_hub(name: str, revision: str | None) -> Found | str:
     except RevisionNotFoundError:
         return f"{where}: not there{_at(revision)}"
     except Exception as error:  # whatever the network has to say, it is told
+        if isinstance(error, TimeoutError):
+            _silent[constants.ENDPOINT] = time.monotonic()
         return f"{where}: {first_line(error)}"
     return Found(folder, _commit(folder, revision))
 

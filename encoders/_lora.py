@@ -6,17 +6,21 @@ Adaptation of Large Language Models. ICLR 2022. https://arxiv.org/abs/2106.09685
     W x  becomes  W x + B A x,    A [rank, in] random, B [out, rank] zero at first, W frozen
 
 Where we depart from the paper: every linear layer has its pair, not the attention's query and value alone, as later work
-found to matter most (Dettmers et al., QLoRA, 2023, https://arxiv.org/abs/2305.14314). Their scale, alpha / rank, is 1. A
-network without linear layers, such as ResNet, has them beside its convolutions.
+found to matter most (Dettmers et al., QLoRA, 2023, https://arxiv.org/abs/2305.14314). Their scale, alpha / rank, is 1.
 
 The pairs are made by the package peft, which is imported only here.
 """
 
 from importlib.util import find_spec
 
+import torch
 from torch import nn
 
+from multifsl.encoders._models import make_constant
 from multifsl.errors import MultifslError
+from multifsl.functional import digest
+
+BASE = "lora_base"  # the name of the digest among a network's buffers
 
 
 def check_lora(rank: int | None) -> None:
@@ -30,27 +34,30 @@ def check_lora(rank: int | None) -> None:
 
 
 def add_lora(network: nn.Module, rank: int) -> None:
-    """Freeze a network and put adapters beside its linear layers; it computes what it did, until they are trained.
+    """Put adapters beside a network's linear layers; it computes what it did, until they are trained.
 
-    Their parameters have "lora_" in their names: `trainable="lora_"` has MAML and its kin adapt them alone.
+    All else becomes constants, neither trained, adapted nor saved; `lora_base`, a digest of them that is saved, tells whether
+    the published weights that are found later are those that the adapters were trained beside.
 
     >>> net = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4))
     >>> add_lora(net, rank=2)
-    >>> {name: list(p.shape) for name, p in net.named_parameters() if p.requires_grad}
-    {'0.lora_A.default.weight': [2, 6], '0.lora_B.default.weight': [4, 2]}
+    >>> {name: list(t.shape) for name, t in net.state_dict().items()}
+    {'lora_base': [16], '0.lora_A.default.weight': [2, 6], '0.lora_B.default.weight': [4, 2]}
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = _layers(network, nn.Linear) or _layers(network, nn.Conv2d)
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        raise MultifslError(
+            f"lora={rank} is not for a {type(network).__name__}: training would move its batch normalisation's statistics"
+        )
+    base = digest(network.state_dict())
+    targets = [name for name, module in network.named_modules() if type(module) is nn.Linear and _is_learned(module)]
     if not targets:
         raise MultifslError(f"lora={rank} has no place in a {type(network).__name__}: it has no linear layer")
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), network)
+    make_constant(network, lambda parameter: not parameter.requires_grad)
+    network.register_buffer(BASE, torch.tensor(list(bytes.fromhex(base)), dtype=torch.uint8))
 
 
-def _layers(network: nn.Module, kind: type[nn.Module]) -> list[str]:
-    """Names of the layers of exactly that kind whose weights are parameters, and not in groups."""
-    return [
-        name
-        for name, module in network.named_modules()
-        if type(module) is kind and isinstance(module.weight, nn.Parameter) and getattr(module, "groups", 1) == 1
-    ]
+def _is_learned(layer: nn.Linear) -> bool:
+    return isinstance(layer.weight, nn.Parameter)  # else it was made constant, since no embedding depends on it

@@ -81,7 +81,10 @@ def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library raises a dozen kinds; each means that the files will not do
-        raise BadFile(f"cannot read the {what}: {first_line(error)}") from error
+        said = first_line(error)
+        if said.startswith("Weights only load failed"):  # and then what PyTorch 2.6 changed
+            said = "its pickled weights are damaged, or hold more than weights (Weights only load failed)"
+        raise BadFile(f"cannot read the {what}: {said}") from error
 
 
 def _check_filled(network: Any, report: dict[str, Any], place: str, kind: Kind) -> None:
@@ -141,9 +144,14 @@ def keep_used(network: nn.Module, z: Tensor) -> None:
         fresh = {following for following, _ in node.next_functions if following is not None} - seen
         seen |= fresh
         nodes += fresh
+    make_constant(network, lambda parameter: id(parameter) not in used)
+
+
+def make_constant(network: nn.Module, chosen: Callable[[nn.Parameter], bool]) -> None:
+    """Turn the chosen parameters into buffers that are not saved."""
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) not in used:
+            if chosen(parameter):
                 delattr(module, name)
                 module.register_buffer(name, parameter.detach(), persistent=False)
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from multifsl.encoder import Encoder
 from multifsl.encoders._hub import find_model, first_line
 from multifsl.encoders._lora import add_lora, check_lora
-from multifsl.encoders._models import in_blocks_of_length, keep_used, load_model
+from multifsl.encoders._models import in_blocks_of_length, keep_used, load_model, make_constant
 from multifsl.encoders._padding import MaskedGroupNorm, by_length, conv_frames, conv_samples, valid_frames
 from multifsl.encoders._speech import SAMPLE_RATE, load_waveform, masked_mean, stack_waves
 from multifsl.encoders._waves import HOP, AstFrames, WhisperFrames, waves_reader
@@ -68,6 +68,7 @@ class Audio(Encoder):
     """
 
     modality = "speech"
+    pretrained = True
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Audio(Encoder):
         self._warned = False  # once is enough; a server loads all day
         self._apart = False  # whether clips of different lengths must be run apart
         self.dim = self._try_out()
-        self.published = lora is None  # adapters begin at random, and are stored
+        self.published = lora is None  # adapters are stored
         self.eval()
 
     def _check_pooling(self, has_head: bool) -> None:
@@ -143,13 +144,13 @@ class Audio(Encoder):
         return z.shape[1]
 
     def _adapt(self, x: Inputs, rank: int) -> None:
-        """Add adapters, and freeze those that no embedding depends on, beside weights that are taken past their layer."""
+        """Add adapters, without those that no embedding depends on, beside weights that are taken past their layer."""
         add_lora(self, rank)
         adapters = [p for p in self.parameters() if p.requires_grad]
         with torch.enable_grad():
             found = torch.autograd.grad(self._run(x).sum(), adapters, allow_unused=True)
-        for adapter, gradient in zip(adapters, found, strict=True):
-            adapter.requires_grad_(gradient is not None)
+        unused = {id(adapter) for adapter, gradient in zip(adapters, found, strict=True) if gradient is None}
+        make_constant(self, lambda parameter: id(parameter) in unused)
 
     def load(self, item: Any) -> np.ndarray:
         """A clip as int16 [n], as long as the model needs it and no longer than it reads."""

@@ -63,6 +63,7 @@ class EfficientnetLite0(Encoder):
     """
 
     modality = "image"
+    pretrained = True
 
     def __init__(self, *, image_size: int = 224) -> None:
         super().__init__()

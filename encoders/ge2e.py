@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from multifsl.encoder import Encoder
 from multifsl.encoders._speech import SAMPLE_RATE, load_waveform, stack_waves
 from multifsl.episode import Inputs
-from multifsl.errors import BadFile, DataNotFound
+from multifsl.errors import BadFile, DataNotFound, MultifslError
 from multifsl.functional import without_autocast
 
 WINDOW, HOP, N_MELS = 400, 160, 40  # samples, samples, bands
@@ -51,6 +51,7 @@ class Ge2e(Encoder):
     """
 
     modality = "speech"
+    pretrained = True
     bands: Tensor
     window: Tensor
 
@@ -86,7 +87,11 @@ class Ge2e(Encoder):
     def forward(self, x: Inputs) -> Tensor:
         assert isinstance(x, dict)
         wave, length = x["wave"], x["length"]
-        with without_autocast(wave):
+        if torch._C._functorch.is_batchedtensor(wave):
+            raise MultifslError("ge2e cannot be vectorised over tasks by torch.vmap; take vectorize=False")
+        # cuDNN's LSTM has no gradient in evaluation mode, and no second one at all.
+        native = torch.backends.cudnn.flags(enabled=not torch.is_grad_enabled())
+        with without_autocast(wave), native:
             frames = self._mel(louder(wave, length))  # [B, F, M]
             windows = frames.unfold(1, FRAMES, STRIDE).transpose(2, 3)  # [B, P, 160, M]
             b, p = windows.shape[:2]

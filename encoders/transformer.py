@@ -66,6 +66,7 @@ class Transformer(Encoder):
     """
 
     modality = "text"
+    pretrained = True
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Transformer(Encoder):
         self.dim = self._try_out()
         if lora is not None:
             add_lora(self.network, lora)
-        self.published = lora is None  # adapters begin at random, and are stored
+        self.published = lora is None  # adapters are stored
         self.eval()
 
     def _try_out(self) -> int:

@@ -58,6 +58,7 @@ class Vision(Encoder):
     """
 
     modality = "image"
+    pretrained = True
     scale: Tensor
     shift: Tensor
 
@@ -87,7 +88,7 @@ class Vision(Encoder):
         keep_used(self.network, z)
         if lora is not None:
             add_lora(self.network, lora)
-        self.published = lora is None  # adapters begin at random, and are stored
+        self.published = lora is None  # adapters are stored
         self.eval()
 
     def _try_out(self, open_pooling: bool) -> Tensor:

@@ -400,26 +400,31 @@ def chosen_parameters(encoder: Encoder, trainable: str) -> list[str]:
 def last_block(encoder: Encoder) -> list[str]:
     """Parameters of the encoder's last block and of what comes after it.
 
-    Blocks are the entries of the outermost ModuleLists and Sequentials: the last entry of each counts, and what stands
-    behind the last of them. Without such a list, it is the last layer that has parameters.
+    Blocks are the entries of the last of the outermost ModuleLists and Sequentials, together with those of lists of the same
+    length beside it (convolutions and their norms); what stands behind them counts too. Without such a list, it is the last
+    layer that has parameters.
 
     >>> from multifsl.registry import build
     >>> last_block(build("encoders", "conv4"))
     ['convs.3.weight', 'convs.3.bias', 'norms.3.weight', 'norms.3.bias']
     """
-    lists: list[tuple[str, int]] = []
+    lists: list[tuple[str, int, int]] = []  # name, its last entry that has parameters, its length
     for name, module in encoder.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer, _ in lists)
+        inside = any(name.startswith(f"{outer}.") for outer, *_ in lists)
         if name and not inside and isinstance(module, nn.ModuleList | nn.Sequential):
             filled = [i for i, entry in enumerate(module) if any(True for _ in entry.parameters())]
-            lists += [(name, filled[-1])] if filled else []  # an activation is no block
+            lists += [(name, filled[-1], len(module))] if filled else []  # an activation is no block
     names = [name for name, _ in encoder.named_parameters()]
+    if lists:
+        last_list, _, length = lists[-1]
+        home = last_list.rpartition(".")[0]
+        lists = [entry for entry in lists if (entry[0].rpartition(".")[0], entry[2]) == (home, length)]
     if not lists:
         last = names[-1].rpartition(".")[0] if names else ""
         return [name for name in names if name.rpartition(".")[0] == last]
-    in_lists = [i for i, name in enumerate(names) if any(name.startswith(f"{outer}.") for outer, _ in lists)]
+    in_lists = [i for i, name in enumerate(names) if any(name.startswith(f"{outer}.") for outer, *_ in lists)]
     behind = names[max(in_lists) + 1 :] if in_lists else []
-    ends = tuple(f"{outer}.{index}." for outer, index in lists)
+    ends = tuple(f"{outer}.{index}." for outer, index, _ in lists)
     return [name for name in names if name.startswith(ends) or name in behind]
 
 

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,12 @@ from multifsl.task import Items
 BLOCK = 512  # items collated at once: bounds what decoded copies take beside the bank
 EMBED_BLOCK = 1024  # items embedded at once: enough for batches of similar length, few enough for a bar that moves
 Progress = Callable[..., Any]  # wraps an iterable, `description=` and `total=` as in rich.progress.track
+
+
+class Tasks(Protocol):
+    """What says which tasks a step has: an EpisodeSampler, or a part of one."""
+
+    def tasks(self, step: int, count: int, /) -> Sequence[Indices]: ...
 
 
 class BadItemWarning(UserWarning):
@@ -77,7 +83,7 @@ class Bank:
     def _device(self) -> torch.device:
         return first_leaf(self.x).device
 
-    def stream(self, sampler: EpisodeSampler, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
+    def stream(self, sampler: Tasks, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
         for step in steps:
             yield self.episodes(sampler.tasks(step, tasks), n_classes=n_classes)
 
@@ -91,7 +97,7 @@ class Stream:
         self.encoder, self.items, self.device = encoder, items, torch.device(device)
         self.workers = min(4, max(1, (os.cpu_count() or 2) - 1)) if workers is None else workers
 
-    def stream(self, sampler: EpisodeSampler, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
+    def stream(self, sampler: Tasks, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
         dataset = _Steps(self.encoder, self.items, sampler, steps, tasks, n_classes)
         loader = torch.utils.data.DataLoader(
             dataset,
@@ -115,7 +121,7 @@ class _Steps(torch.utils.data.Dataset[Any]):
     """Step -> the leaves of its episodes; plain tuples, since a DataLoader rebuilds what it is given."""
 
     def __init__(
-        self, encoder: Encoder, items: Items, sampler: EpisodeSampler, steps: range, tasks: int, n_classes: int
+        self, encoder: Encoder, items: Items, sampler: Tasks, steps: range, tasks: int, n_classes: int
     ) -> None:
         self.load, self.collate, self.n_classes = encoder.load, encoder.collate, n_classes
         self.items, self.sampler, self.steps, self.tasks = items.items, sampler, steps, tasks

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from multifsl.encoder import Encoder, no_downloads
 from multifsl.errors import BadFile, MultifslError
+from multifsl.functional import digest
 from multifsl.method import Method
 from multifsl.registry import build, filled_in, find, names, parse, resolved
 
@@ -163,16 +164,6 @@ def checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """A checksum of tensors by name, to tell whether weights that live elsewhere are still the same."""
-    found = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
 def write_pair(folder: Path, json_name: str, info: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """The pair that `read_pair` reads, weights first."""
     data = to_bytes(tensors)
@@ -206,10 +197,46 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: Pa
             "; ".join(shapes[:3]),
         ]
         raise BadFile(f"the weights in {source} do not fit: {', '.join(p for p in parts if p)}")
+    changed = [k for k, v in own.items() if k.endswith("lora_base") and not torch.equal(v, tensors[k])]
+    if changed:
+        raise BadFile(
+            f"the adapters in {source} were trained beside other published weights than those that are found now"
+        )
     module.load_state_dict(tensors)
     for part in module.modules():
         if isinstance(part, Encoder):
             part.published = False
+
+
+def encoder_note(encoder: Encoder) -> dict[str, Any]:
+    """What a file says of an encoder's weights: that they are inside, or, where they are published ones, their digest."""
+    published = encoder.published
+    return {
+        "encoder_weights": "published" if published else "inside",
+        "encoder_digest": digest(encoder.state_dict()) if published else None,
+    }
+
+
+def own_weights(method: Method) -> dict[str, Tensor]:
+    """Weights of a method and its encoder, without those that somebody else published."""
+    published = method.encoder.published
+    return {k: v for k, v in method.state_dict().items() if not (published and k.startswith("encoder."))}
+
+
+def load_own(method: Method, tensors: dict[str, Tensor], info: dict[str, Any], source: Path, weights: Path) -> None:
+    """Put back `own_weights`, beside published ones that were found elsewhere.
+
+    source, weights: the files that `info` and `tensors` are from. Raises BadFile where the published weights are not the same.
+    """
+    published, name = info.get("encoder_weights") == "published", info.get("encoder")
+    if info.get("encoder_weights") not in ("published", "inside") or (published and not method.encoder.published):
+        raise BadFile(f"{source}: encoder_weights is {info.get('encoder_weights')!r}, but no published ones were found")
+    if info.get("encoder_digest") != (digest(method.encoder.state_dict()) if published else None):
+        raise BadFile(f"{source}: the weights of {name!r} are not those that it was made with; make it anew")
+    if published:
+        tensors = tensors | {f"encoder.{k}": v for k, v in method.encoder.state_dict().items()}
+    load_weights(method, tensors, weights)
+    method.encoder.published = published
 
 
 @dataclass(frozen=True)
@@ -235,13 +262,17 @@ def specs_of(method: Method) -> dict[str, str]:
 
 def run_of(path: Path, method: Method, info: dict[str, Any]) -> Run:
     """A run as it will be in its folder."""
-    return Run(path, method, {**info, **specs_of(method), "transductive": method.transductive, "versions": versions()})
+    full = {
+        **info, **specs_of(method), **encoder_note(method.encoder), "transductive": method.transductive,
+        "versions": versions(),
+    }  # fmt: skip
+    return Run(path, method, full)
 
 
 def save_run(path: Path, method: Method, info: dict[str, Any]) -> Run:
-    """Write a run's final files into its folder."""
+    """Write a run's final files into its folder; an encoder that was not trained and whose weights are published is named."""
     run = run_of(path, method, info)
-    write_pair(path, "run.json", run.info, method.state_dict())
+    write_pair(path, "run.json", run.info, own_weights(method))
     return run
 
 
@@ -267,8 +298,9 @@ def load_run(
     info, tensors = read_pair(path, "run.json", "run")
     built = build_pair(info, path, allow_download=allow_download)
     source = path / "model.safetensors"
-    load_weights(built, tensors, source)
+    load_own(built, tensors, info, path / "run.json", source)
     if method is not None:
+        tensors, published = built.state_dict(), built.encoder.published
         same = find("methods", parse(method)[0].name) is type(built)
         method = filled_in(method, info["method"]) if same else method
         other: Method = build("methods", method, encoder=built.encoder, way=way)
@@ -285,6 +317,7 @@ def load_run(
                 ) from error
         else:
             other.warn_of_random_weights()
+        other.encoder.published = published
         built, info = other, {**info, "method": method}
     return Run(path, built.to(device).eval(), info)
 

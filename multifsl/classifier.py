@@ -20,9 +20,10 @@ from torch import Tensor
 from multifsl.bank import EMBED_BLOCK, Progress, collate_blocks, embed_items, load_all, pad_together, select
 from multifsl.checkpoint import (
     build_pair,
-    digest,
+    encoder_note,
+    load_own,
     load_run,
-    load_weights,
+    own_weights,
     read_pair,
     specs_of,
     versions,
@@ -207,8 +208,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             **(specs if isinstance(encoder, Features) else specs_of(self.method_)),
             "dim": encoder.dim,
             "modality": encoder.modality,
-            "encoder_weights": "published" if encoder.published else "inside",
-            "encoder_digest": digest(encoder.state_dict()) if encoder.published else None,
+            **encoder_note(encoder),
             "classes": self.classes_.tolist(),
             "n_features": getattr(self, "n_features_in_", None),
             "false_accept": self.false_accept,
@@ -221,8 +221,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             **{f"support.{k}".removesuffix("."): v for k, v in support.items()},
             "labels": torch.from_numpy(np.searchsorted(self.classes_, self.support_labels_)),
         }
-        state = self.method_.state_dict()
-        tensors |= {f"method.{k}": v for k, v in state.items() if not (encoder.published and k.startswith("encoder."))}
+        tensors |= {f"method.{k}": v for k, v in own_weights(self.method_).items()}
         try:
             json.dumps(info)
         except TypeError as error:
@@ -254,18 +253,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             method = build_pair(info, source, allow_download=allow_download)
         if method.encoder.dim != dim:
             raise BadFile(f"{source}: the encoder {name!r} makes {method.encoder.dim} numbers, not {dim}")
-        published = info.get("encoder_weights") == "published"
-        if info.get("encoder_weights") not in ("published", "inside") or (published and not method.encoder.published):
-            raise BadFile(
-                f"{source}: encoder_weights is {info.get('encoder_weights')!r}, but no published ones were found"
-            )
-        if info.get("encoder_digest") != (digest(method.encoder.state_dict()) if published else None):
-            raise BadFile(f"{source}: the weights of {name!r} are not those that the model was made with; fit it anew")
         weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
-        if published:
-            weights |= {f"encoder.{k}": v for k, v in method.encoder.state_dict().items()}
-        load_weights(method, weights, path / "model.safetensors")
-        method.encoder.published = published
+        load_own(method, weights, info, source, path / "model.safetensors")
         support, labels = _examples(tensors, classes, dim if method.takes_embeddings else None, path)
         where = pick_device(device)
         method.to(where).eval()

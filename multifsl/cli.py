@@ -124,7 +124,7 @@ def list_(
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("kind", "name", "arguments", "what it is"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for one in registry.KINDS:
         groups = {name: registry.group(one, name) for name in registry.names(one) if kind in (None, one)}
         for name in sorted(groups, key=lambda name: (_ORDER.get(groups[name], len(_ORDER)), name)):
@@ -210,6 +210,8 @@ def train(
     if "val_accuracy" in done:
         way_ = done["val_episode"]["way"]
         validated = f", {way_}-way validation accuracy {done['val_accuracy']:.4f} at step {done['val_step']}"
+    if int(os.environ.get("RANK", "0")):
+        return  # one process of several tells it
     print(f"{out}: {done['steps_done']} steps in {done['seconds']:.0f} s{validated}")
 
 
@@ -403,7 +405,7 @@ def data_get(
 ) -> None:
     """Download a task's data set, in the layout that the task reads. A download that was cut off is gone on with."""
     from multifsl.download import install
-    from multifsl.registry import find
+    from multifsl.registry import build, find
     from multifsl.task import data_roots
 
     task: type[Task] = find("tasks", name)
@@ -422,6 +424,14 @@ def data_get(
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         sys.exit(130)
+    if not made:
+        try:
+            build("tasks", name, data_root=data_root).items("all")
+        except MultifslError as error:
+            raise MultifslError(
+                f"{folder} is there, but the task cannot read all of it; add what is missing, or move the folder away and "
+                f"run the same command to have it anew: {error}"
+            ) from error
     print(folder if made else f"{folder} (there already; to have it anew, remove it first)")
 
 
@@ -430,19 +440,18 @@ def data_list(data_root: DataRoot = None, debug: Debug = False) -> None:
     """List the data sets: what they weigh, their licence, where they are looked for, and whether they are there."""
     from rich.table import Table
 
-    from multifsl.task import data_roots
+    from multifsl.task import data_roots, found_folder
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "download", "licence", "folder", "there", "source"):
         table.add_column(column, overflow="fold")
-    roots = data_roots(data_root)
     for name, source in _sources().items():
-        there = next((root / source.folder for root in roots if (root / source.folder).is_dir()), None)
+        there = found_folder(source, data_root)
         table.add_row(
             name,
             "by hand" if source.by_hand else f"{source.megabytes:,} MB",
             source.licence,
-            str(there or roots[0] / source.folder),
+            str(there or data_roots(data_root)[0] / source.folder),
             "no" if there is None else "yes",
             source.page,
         )
@@ -548,7 +557,7 @@ def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
 
         torch.manual_seed(0)  # weights that nobody published start at random, but the same every time
         built = open_encoder(classifier.encoder, task=task)
-        if not built.published:
+        if not built.pretrained:
             warnings.warn(
                 f"{classifier.encoder} has random weights; train it first (`multifsl train`, then --run)", stacklevel=2
             )

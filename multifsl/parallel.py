@@ -10,6 +10,7 @@ Shape letters: T tasks a step, P processes.
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -48,13 +49,11 @@ class Processes:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, with its gradients averaged over the processes in every backward pass."""
-        return model if self._accelerator is None else self._accelerator.prepare(model)  # type: ignore[no-any-return]
+        return model if self._accelerator is None else self._accelerator.prepare(model)
 
     def without_sync(self, model: nn.Module) -> Any:
         """A context in which gradients are added up here alone."""
-        import contextlib
-
-        return contextlib.nullcontext() if self._accelerator is None else self._accelerator.no_sync(model)
+        return nullcontext() if self._accelerator is None else self._accelerator.no_sync(model)
 
     def wait(self) -> None:
         """For all of them to come here."""
@@ -72,7 +71,7 @@ class Processes:
 
     def mean(self, value: Tensor) -> Tensor:
         """Over the processes."""
-        return value if self._accelerator is None else self._accelerator.reduce(value, "mean")  # type: ignore[no-any-return]
+        return value if self._accelerator is None else self._accelerator.reduce(value, "mean")
 
     def gather_states(self) -> list[Tensor]:
         """The random state of each process, in the order of their ranks."""

@@ -124,11 +124,20 @@ def parse(text: str) -> list[Spec]:
         raise MultifslError(f"the spec {text[:40]!r}... has {len(text)} characters; at most {LONGEST_SPEC} are read")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
+        texts = [
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        if any(value[1:2] == ":" and not value.isprintable() for value in texts):
+            raise ValueError(r"a path such as 'C:\new', whose \n has become a line break")
         return [_spec(node, text) for node in _summands(tree)]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, MultifslError):
             raise
-        raise MultifslError(f"cannot read the spec {_short(text)!r}: write a name, or name(key=value, ...)") from error
+        hint = "; write a path with /, such as 'C:/data/x': in quotes a backslash begins a special character"
+        raise MultifslError(
+            f"cannot read the spec {_short(text)!r}: write a name, or name(key=value, ...)"
+            + (hint if "\\" in text else "")
+        ) from error
 
 
 def _short(text: str) -> str:
@@ -308,7 +317,9 @@ def build(
 
         return parts[0] if len(parts) == 1 else Joined(*parts)
     if kind == "encoders":
-        return _create(kind, _single(kind, spec), hints=None if task is None else task.hints)
+        one = _single(kind, spec)  # one that begins with published weights knows best what they were trained with
+        open_to_hints = task is not None and not find(kind, one.name).pretrained  # type: ignore[attr-defined]
+        return _create(kind, one, hints=task.hints if task is not None and open_to_hints else None)
     if kind == "methods":
         hints = {} if way is None else {"max_way": way}
         return _create(kind, _single(kind, spec), leading=(encoder,), hints=hints)

@@ -2,12 +2,15 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from multifsl.errors import MultifslError
+
+QUIET = 15.0  # seconds
 
 
 def lines(file: str) -> list[str]:
@@ -44,17 +47,21 @@ def say(text: str) -> None:
 
 
 def track(sequence: Any, description: str = "working", total: int | None = None) -> Any:
-    """A progress bar on stderr for work that takes longer than a second; nothing in a pipe."""
+    """A progress bar on stderr; in a pipe, a line every quarter of a minute."""
     from rich.progress import track as rich_track
 
-    return rich_track(
-        sequence,
-        description=description,
-        total=total,
-        console=console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
+    if sys.stderr.isatty():
+        return rich_track(sequence, description=description, total=total, console=console(stderr=True), transient=True)
+    return _told(sequence, description, total)
+
+
+def _told(sequence: Any, description: str, total: int | None) -> Iterator[Any]:
+    said = time.monotonic()
+    for i, item in enumerate(sequence):
+        if time.monotonic() - said > QUIET:
+            said = time.monotonic()
+            say(f"{description}: {i}" + ("" if total is None else f" of {total}"))
+        yield item
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from multifsl.evaluation import (
     learn_base,
     pick_device,
 )
-from multifsl.functional import accuracy
+from multifsl.functional import accuracy, digest
 from multifsl.method import Method
 from multifsl.optim import Average, check_schedule, learning_rate, optimizer_of
 from multifsl.options import check_choice, check_counts, check_positive
@@ -162,6 +162,13 @@ def train(
         "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip, "ema": ema, "accumulate": accumulate,
         "patience": patience, "precision": precision, "freeze_encoder": freeze_encoder,
     }  # fmt: skip
+    if freeze_encoder:
+        _check_frozen(learner)
+        settings["frozen_encoder"] = digest(network.state_dict())
+        if isinstance(encoder, str) and not network.pretrained:
+            warnings.warn(
+                f"{encoder} has random weights, and they are frozen: nothing will have trained it", stacklevel=2
+            )
     out = Path(out)
 
     # ---- data ----
@@ -169,31 +176,30 @@ def train(
     check_folder(out, settings, resume=resume, overwrite=overwrite)
     sampler = sampler_of(train_items, **shape)  # says at once what does not fit
     if freeze_encoder:
-        _check_frozen(learner)
         learner.encoder = Features(network.dim)  # all that it meets from here on are embeddings
-    source = _open(network, learner, train_items, where, progress)
+    source = _open(network, learner, train_items, where, precision, progress)
     if len(source.items.labels) != len(train_items.labels):  # unreadable items were left out
         sampler = sampler_of(source.items, **shape)
-    validation = _validation_data(data, network, learner, shape, where, progress)
+    validation = _validation_data(data, network, learner, shape, where, precision, progress)
 
     # ---- model ----
     learner.to(where).train()
-    if precision == "float64":
-        learner.double()
     trains_encoder = not freeze_encoder and any(p.requires_grad for p in network.parameters())
     network.published = network.published and not trains_encoder
     by_class = learner.learns_from == "classes"
     n_classes = len(source.items.class_names) if by_class else 0
     model = BaseClassifier(learner, n_classes, learner.base_head).to(where) if by_class else learner
+    if precision == "float64":
+        model.double()
     trained = [p for p in (network if by_class else learner).parameters() if p.requires_grad]
     if not trained:
-        frozen = " with its encoder frozen" if freeze_encoder else ""
         raise MultifslError(
-            f"{resolved(learner)} on {resolved(network)}{frozen} has nothing to train; `evaluate` takes it as it is"
+            f"{resolved(learner)} on {resolved(network)} has nothing to train; `evaluate` takes it as it is"
         )
     mover = optimizer_of(optimizer, (p for p in model.parameters() if p.requires_grad), lr, weight_decay)
     average = None if ema is None else Average(learner, ema)
     share = Share(sampler, tasks=episodes_per_step, parts=accumulate, rank=processes.rank, size=processes.size)
+    processes.wait()  # until all have looked at the folder
     if processes.first:
         open_folder(out, settings, resume=resume)
     torch.manual_seed(seed + 1_000_003 * processes.rank) if processes.rank else None  # each draws numbers of its own
@@ -214,7 +220,8 @@ def train(
     accuracies: list[Tensor] = []
 
     def fraction() -> float:
-        return at.step / steps if steps else min(1.0, at.seconds / (60 * (minutes or 1)))
+        done: float = at.seconds / (60 * (minutes or 1)) if steps is None else at.step / steps
+        return min(1.0, done)
 
     def finite_loss() -> float:
         """Mean loss since the last look, which waits for the accelerator; an error where it is not finite."""
@@ -325,10 +332,10 @@ def train(
         learner.load_state_dict(at.best)
     elif average is not None:
         learner.load_state_dict(average.tensors)
-    learner.eval()
     if learner.wants_base:
-        learn_base(learner, _seen(source))
+        learn_base(learner.eval(), _seen(source))
     learner.encoder = network
+    learner.eval()
     result: dict[str, Any] = {
         "seconds": round(at.seconds, 1),
         "steps_done": at.step,
@@ -397,15 +404,20 @@ def _check_frozen(learner: Method) -> None:
         raise MultifslError(
             f"{resolved(learner)} adapts the encoder in every task; with the encoder frozen, take trainable='head'"
         )
+    if not any(p.requires_grad for name, p in learner.named_parameters() if not name.startswith("encoder.")):
+        raise MultifslError(
+            f"{resolved(learner)} with its encoder frozen has nothing to train; `evaluate` takes it as it is"
+        )
 
 
 def _open(
-    network: Encoder, learner: Method, items: Items, where: torch.device, progress: Progress | None
+    network: Encoder, learner: Method, items: Items, where: torch.device, precision: str, progress: Progress | None
 ) -> Bank | Stream:
     """What the learner's encoder reads: decoded items, or, where `Features` stands in for the network, its embeddings."""
     if learner.encoder is network:
         return open_data(network, items, device=where, progress=progress)
-    return Bank(*embed_items(network.to(where), items, progress=progress))
+    z, kept = embed_items(network.to(where), items, progress=progress)
+    return Bank(z.double() if precision == "float64" else z, kept)
 
 
 def _plain(value: Range) -> int | list[int]:
@@ -418,6 +430,7 @@ def _validation_data(
     learner: Method,
     train_shape: dict[str, Any],
     where: torch.device,
+    precision: str,
     progress: Progress | None,
 ) -> tuple[Bank | Items, dict[str, Any]] | None:
     """The val items and the shape of their episodes; None, with a warning, where there are none that fit."""
@@ -433,4 +446,4 @@ def _validation_data(
     except MultifslError as error:
         warnings.warn(f"no validation, so the last weights will be kept: {error}", stacklevel=3)
         return None
-    return _seen(_open(network, learner, items, where, progress)), shape
+    return _seen(_open(network, learner, items, where, precision, progress)), shape

@@ -39,6 +39,20 @@ def test_the_last_block_of_every_kind_of_encoder() -> None:
     ecapa = names("ecapa(channels=8)", "last")
     assert {n.partition(".")[0] for n in ecapa} == {"blocks", "aggregate", "pool", "out", "out_norm"}
     assert {n.split(".")[1] for n in ecapa if n.startswith("blocks")} == {"2"}
+
+    class OneAfterTheOther(toys.WordBag):
+        """Convolutions, then blocks of another kind, as wav2vec 2.0 and its kin have them, and a head."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.front = torch.nn.Module()
+            self.front.convs = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+            self.encoder = torch.nn.Module()
+            self.encoder.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+            self.head = torch.nn.Linear(2, 2)
+
+    kin = ["encoder.layers.2.weight", "encoder.layers.2.bias", "head.weight", "head.bias"]
+    assert last_block(OneAfterTheOther()) == kin
     assert last_block(toys.WordBag()) == ["table.weight"]
     assert last_block(Features(3)) == []
 

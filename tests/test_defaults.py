@@ -17,7 +17,8 @@ from multifsl.cli import main
 from multifsl.defaults import DEFAULTS, DefaultEncoderWarning, open_encoder
 from multifsl.encoder import Encoder
 from multifsl.encoders.conv4 import Conv4
-from multifsl.errors import DataNotFound
+from multifsl.errors import DataNotFound, MultifslError
+from tests.needs import needs_efficientnet_lite0
 
 ABSENT = "vision(model='nobody/nothing')"
 
@@ -48,7 +49,7 @@ def test_each_choice_is_an_encoder_of_its_modality() -> None:
 
 
 def test_the_second_choice_is_taken_with_a_notice_that_names_both(second: None) -> None:
-    both = r"conv4\(width=8.*in the place of vision\(model='nobody/nothing'\).*HF_HUB_OFFLINE"
+    both = r"conv4\(width=8.*since the default, vision\(model='nobody/nothing'\), cannot be had here"
     with pytest.warns(DefaultEncoderWarning, match=both):
         encoder = open_encoder("image")
     assert isinstance(encoder, Conv4) and encoder.width == 8
@@ -62,7 +63,9 @@ def test_the_first_choice_is_taken_in_silence(monkeypatch: pytest.MonkeyPatch) -
 
 def test_where_none_can_be_had_all_reasons_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(defaults.DEFAULTS, "image", (ABSENT, "vision(model='nobody/else')"))
-    with pytest.raises(DataNotFound, match=r"no default encoder for image.*nobody/nothing.*nobody/else"):
+    with pytest.raises(
+        DataNotFound, match=r"no encoder for image.*pip install eff.*nobody/nothing.*HF_HUB_OFFLINE.*nobody/else"
+    ):
         open_encoder("image")
 
 
@@ -85,7 +88,7 @@ def test_the_estimator_and_the_command_line_take_it(
             main()
     said = capsys.readouterr()
     assert "2 classes from 6 examples" in said.out, said.err
-    assert "in the place of vision(model='nobody/nothing')" in said.err
+    assert "the default, vision(model='nobody/nothing'), cannot be had" in said.err
 
 
 @pytest.mark.parametrize(("modality", "package"), [("image", "efficientnet_lite0"), ("speech", "ge2e")])
@@ -99,5 +102,20 @@ def test_what_to_install_is_said_on_a_bare_machine(modality: str, package: str, 
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode != 0 and "DataNotFound: no default encoder" in done.stderr
+    assert done.returncode != 0 and "DataNotFound: no encoder for" in done.stderr
     assert package in done.stderr and "pip install" in done.stderr
+
+
+def test_a_misspelt_modality_is_understood() -> None:
+    with pytest.raises(MultifslError, match="no encoder 'imgae'.*did you mean 'image'"):
+        open_encoder("imgae")
+    with pytest.raises(MultifslError, match=r"did you mean 'conv4'\?(?!.*default)"):
+        open_encoder("conv5")
+
+
+def test_hints_of_a_task_are_for_encoders_that_are_trained(tmp_path: Path) -> None:
+    """CIFAR's 32 pixels make conv4 what it is; a network that was trained at 224 stays there."""
+    needs_efficientnet_lite0()
+    task = registry.build("tasks", "cifar_fs")
+    assert open_encoder("efficientnet_lite0", task=task).image_size == 224
+    assert open_encoder("conv4", task=task).image_size == 32

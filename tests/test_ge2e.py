@@ -13,7 +13,7 @@ import torch
 import multifsl
 from multifsl.encoders import ge2e
 from multifsl.encoders.ge2e import Ge2e, louder, published_weights, window_counts
-from multifsl.errors import BadFile, DataNotFound
+from multifsl.errors import BadFile, DataNotFound, MultifslError
 from multifsl.registry import build
 from tests.needs import needs_ge2e
 from tests.reference.ge2e import SAMPLE_RATE, clips
@@ -78,6 +78,14 @@ def test_it_can_be_trained_on(encoder: Ge2e) -> None:
     exact = build("encoders", "ge2e").double()(x)
     assert exact.dtype == torch.float64
     close(encoder(x).double(), exact, rtol=0, atol=1e-4)
+
+
+def test_it_is_adapted_task_by_task_alone(encoder: Ge2e) -> None:
+    x = encoder.preprocess([(wave, SAMPLE_RATE) for wave in clips().values()][:2])
+    assert isinstance(x, dict)
+    many = {k: torch.stack([v, v]) for k, v in x.items()}
+    with pytest.raises(MultifslError, match="take vectorize=False"):
+        torch.vmap(encoder)(many)
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,10 @@ def trained(pictures: str, out: str, steps: int, precision: str) -> None:
     torch.set_num_threads(1)
     with warnings.catch_warnings(action="ignore"):
         for name in registry.names("methods"):
+            task = f"images({pictures!r}, splits={pictures + '.json'!r})"
             multifsl.train(
-                f"images({pictures!r}, splits={pictures + '.json'!r})", ENCODER, CALM.get(name, name), out=Path(out) / name, steps=steps,
-                precision=precision, device="cpu", **SHAPE,
+                task, ENCODER, CALM.get(name, name), out=Path(out) / name, steps=steps, precision=precision, device="cpu",
+                **SHAPE,
             )  # fmt: skip
 
 
@@ -46,12 +47,15 @@ def launched(pictures: Path, out: Path, *options: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "import sys; from tests.test_parallel import trained; trained(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])"
+    code = (
+        "import sys; from tests.test_parallel import trained\n"
+        "trained(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])"
+    )
     children = []
     for rank in (0, 1):
         environment = {
             **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         command = [sys.executable, "-c", code, str(pictures), str(out), *map(str, options)]
         children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
@@ -84,14 +88,8 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path, precision: str,
     for name in registry.names("methods"):
         one, two = (read_tensors(tmp_path / count / name / "model.safetensors")[0] for count in ("one", "two"))
         assert one.keys() == two.keys()
-        for key, value in one.items():
-            torch.testing.assert_close(
-                two[key],
-                value,
-                rtol=tolerance,
-                atol=tolerance,
-                msg=lambda text, key=key, name=name: f"{name}: {key}: {text}",
-            )
+        far = {k: float((one[k].double() - two[k].double()).abs().max()) for k in one if one[k].numel()}
+        assert max(far.values()) <= tolerance, (name, max(far, key=lambda k: far[k]), max(far.values()))
 
 
 def test_running_statistics_are_those_of_one_task_after_another() -> None:
@@ -111,7 +109,8 @@ def test_running_statistics_are_those_of_one_task_after_another() -> None:
     for batch in batches:
         one(batch)
     combined = one_after_the_other(start, {k: b.clone() for k, b in start.named_buffers()}, found)
-    torch.testing.assert_close(combined, {k: b.double() for k, b in one.named_buffers()}, rtol=1e-12, atol=1e-12)
+    expected = {k: b.double() for k, b in one.named_buffers()}
+    torch.testing.assert_close({k: b.double() for k, b in combined.items()}, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_shares_of_a_step_are_its_tasks_in_order() -> None:

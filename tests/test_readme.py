@@ -1,6 +1,7 @@
 """Every example of the README runs as it stands there, in a folder with the data that it names."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.needs import needs_minilm
+from tests.needs import needs_efficientnet_lite0, needs_ge2e, needs_minilm
 
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -30,7 +32,7 @@ def run_section(title: str, cwd: Path) -> list[str]:
             lines = [line for line in block.splitlines() if line.startswith("multifsl ")]
             commands = [[sys.executable, "-m", "multifsl.cli", *_words(line)] for line in lines]
         for command in commands:
-            done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=OFFLINE)
             assert done.returncode == 0, (command, done.stderr)
             outputs.append(done.stdout)
     return outputs
@@ -63,25 +65,34 @@ def test_texts(tmp_path: Path) -> None:
     assert json.loads(outputs[2])["results"][0]["label"] == "reset_password"
 
 
+def world(folder: Path) -> None:
+    """Images and voices of classes to train on, and of others."""
+    digits(folder / "photos", range(5, 25), 12)
+    digits(folder / "new", range(3), 5)
+    voices = ROOT / "multifsl" / "demo_data" / "voices"
+    shutil.copytree(voices, folder / "voices")
+    for voice in sorted(voices.iterdir())[:3]:
+        shutil.copytree(voice, folder / "staff" / voice.name)
+
+
 @pytest.mark.xdist_group("readme")
-def test_images(tmp_path: Path) -> None:
-    digits(tmp_path / "photos", range(5, 25), 12)
-    digits(tmp_path / "new", range(3), 5)
-    outputs = run_section("Images", tmp_path)
+def test_images_and_voices(tmp_path: Path) -> None:
+    needs_efficientnet_lite0()
+    needs_ge2e()
+    world(tmp_path)
+    pictures, voices, answer = run_section("Images and voices", tmp_path)
+    assert "3 classes from 15 examples" in pictures and "3 classes" in voices and "synthetic_02" in answer
+
+
+@pytest.mark.xdist_group("readme")
+def test_training(tmp_path: Path) -> None:
+    world(tmp_path)
+    outputs = run_section("Train your own", tmp_path)
     assert "accuracy" in outputs[1]
     assert outputs[2].split("'")[1::2] == ["digit0"] * 3
+    assert "synthetic_02" in outputs[5]
     _, adapted, other = run_section("Methods", tmp_path)  # goes on with the same photos and their run
     assert "test_steps=10" in adapted and "logistic(" in other
-
-
-@pytest.mark.xdist_group("readme")
-def test_speakers(tmp_path: Path) -> None:
-    voices = ROOT / "multifsl" / "demo_data" / "voices"
-    shutil.copytree(voices, tmp_path / "voices")
-    for voice in sorted(voices.iterdir())[:3]:
-        shutil.copytree(voice, tmp_path / "staff" / voice.name)
-    outputs = run_section("Speakers", tmp_path)
-    assert "synthetic_02" in outputs[2]
 
 
 def test_the_commands_listed_are_the_commands() -> None:

@@ -23,6 +23,7 @@ from multifsl.encoder import Encoder
 from multifsl.errors import BadFile, MultifslError
 from multifsl.registry import build
 from multifsl.run_folder import CHECKPOINTS
+from tests.needs import needs_minilm
 
 ENCODER = "conv4(width=8, channels=1, image_size=16)"
 SHAPE: dict[str, Any] = {"way": 3, "shot": 1, "query": 2}
@@ -156,7 +157,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     rng, killed = np.random.default_rng(kills), 0
     while not (cut / "run.json").exists():
         started = (cut / "settings.json").exists()
-        child = subprocess.Popen([sys.executable, "-c", code, "resume" if started else "anew"], stderr=subprocess.PIPE)
+        with (tmp_path / "said").open("w") as said:
+            child = subprocess.Popen([sys.executable, "-c", code, "resume" if started else "anew"], stderr=said)
         if killed < kills:
             before = _newest_change(cut)
             while child.poll() is None and _newest_change(cut) == before:  # until this one has written something
@@ -165,7 +167,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
             child.kill()
             killed += 1
         child.wait()
-        assert child.returncode in (0, -signal.SIGKILL), child.stderr and child.stderr.read().decode()
+        assert child.returncode in (0, -signal.SIGKILL), (tmp_path / "said").read_text()
     assert killed == kills
     assert equal(weights(tmp_path / "whole"), weights(cut))
     steps = [
@@ -432,8 +434,58 @@ def test_a_frozen_encoder_is_embedded_once_and_stays_as_it_was(pictures: Path, t
     assert not equal(dict(done.method.state_dict()), dict(fresh.state_dict()))
     loaded = multifsl.load_run(tmp_path / "run").method
     assert equal(dict(loaded.state_dict()), dict(done.method.state_dict()))
+    assert not done.method.encoder.training and not loaded.encoder.training
     frozen = multifsl.evaluate(tmp_path / "run", query=3, way=3, episodes=50)
     assert frozen.accuracy > 0.5
+
+
+def test_a_frozen_run_goes_on_with_the_same_encoder_alone(pictures: Path, tmp_path: Path) -> None:
+    def go(seed: int, steps: int, **options: Any) -> None:
+        torch.manual_seed(seed)
+        multifsl.train(
+            f"images({str(pictures)!r})", build("encoders", ENCODER), "ridge", out=tmp_path / "run", **SHAPE, steps=steps,
+            freeze_encoder=True, **options,
+        )  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training, "save_run", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            go(1, 4)
+    with pytest.raises(MultifslError, match=r"other settings \(frozen_encoder: "):
+        go(2, 4, resume=True)
+    go(1, 4, resume=True)
+
+
+def test_a_random_encoder_is_not_frozen_without_a_word(pictures: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="has random weights, and they are frozen"):
+        multifsl.train(
+            f"images({str(pictures)!r})", ENCODER, "ridge", out=tmp_path / "run", **SHAPE, steps=2, freeze_encoder=True
+        )
+
+
+def test_a_run_names_published_weights_instead_of_holding_them(tmp_path: Path) -> None:
+    """Frozen MiniLM: a file of the head alone, which is not read beside other weights of that name."""
+    needs_minilm()
+    rows = [
+        {"text": f"{word} number {i}", "label": word} for word in ("cat", "house", "sea", "bread") for i in range(5)
+    ]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["cat", "house"], "val": ["sea", "bread"]}))
+    task = f"texts({str(tmp_path / 'texts.jsonl')!r}, splits={str(tmp_path / 'splits.json')!r})"
+    shape: dict[str, Any] = {"way": 2, "shot": 1, "query": 2}
+    multifsl.train(
+        task, "transformer", "caml(width=16, heads=2)", out=tmp_path / "run", **shape, steps=2, freeze_encoder=True
+    )
+    assert not any(name.startswith("encoder.") for name in weights(tmp_path / "run"))
+    loaded = multifsl.load_run(tmp_path / "run")
+    assert loaded.method.encoder.published and loaded.info["encoder_weights"] == "published"
+    assert 0 <= multifsl.evaluate(tmp_path / "run", split="val", **shape, episodes=5).accuracy <= 1
+    assert multifsl.load_run(tmp_path / "run", method="ridge").method.encoder.published
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "encoder_digest": "0" * 32}))
+    with pytest.raises(BadFile, match="are not those that it was made with"):
+        multifsl.load_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,7 @@ needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason
 
 
 @needs_peft
-@pytest.mark.parametrize("kind", ["dinov2", "clip", "siglip", "convnext", "swin", "resnet"])
+@pytest.mark.parametrize("kind", ["dinov2", "clip", "siglip", "convnext", "swin"])
 def test_adapters_begin_at_the_published_model_and_are_all_that_learns(kind: str) -> None:
     """W x + B A x with B = 0 is W x; then one step of SGD moves B, and the next one A, and nothing else."""
     plain, encoder = Vision(str(tiny_vision(kind))), Vision(str(tiny_vision(kind)), lora=2)
@@ -356,7 +356,7 @@ def test_adapters_begin_at_the_published_model_and_are_all_that_learns(kind: str
         encoder(x).square().sum().backward()
         optimizer.step()
     moved = {name for name, p in encoder.state_dict().items() if not torch.equal(p, before[name])}
-    adapters = {name for name in before if "lora_" in name}
+    adapters = {name for name in before if "lora_A" in name or "lora_B" in name}
     assert moved == adapters and adapters == {name for name, p in encoder.named_parameters() if p.requires_grad}
 
 
@@ -404,6 +404,48 @@ def test_maml_adapts_the_adapters_alone(vectorize: bool) -> None:
     method.train()(episodes(encoder)).loss.mean().backward()
     touched = {name for name, p in method.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
     assert touched and all("lora_" in name or name.startswith("linear") for name in touched)
+
+
+@needs_peft
+@pytest.mark.parametrize(
+    "method",
+    ["finetune(steps=2)", "finetune(steps=2, trainable='last')", "maml(steps=2, max_way=2)", "reptile(max_way=2)"],
+)
+def test_whatever_is_adapted_the_model_under_the_adapters_stays(method: str) -> None:
+    """By default, which is "all", and by "last": weights handed to the task's own copy are the adapters'."""
+    encoder = Vision(str(tiny_vision("vit")), lora=2)
+    base = {name: b.clone() for name, b in encoder.named_buffers()}
+    made = build("methods", method, encoder=encoder)
+    assert made.adapted and all("lora_" in name for name in made.adapted)
+    x = torch.as_tensor(encoder.preprocess(images()))
+    state = made.eval().adapt(Batch(x, torch.tensor([0, 1, 0, 1])), torch.tensor([True, True]))
+    assert not any("base_layer" in name for name in state.weights)
+    assert_close(dict(encoder.named_buffers()), base, rtol=0, atol=0)
+
+
+@needs_peft
+def test_a_network_with_running_statistics_takes_no_adapters() -> None:
+    with pytest.raises(MultifslError, match="lora=2 is not for a ResNetModel: training would move its batch norm"):
+        Vision(str(tiny_vision("resnet")), lora=2)
+
+
+@needs_peft
+def test_adapters_are_saved_alone_and_belong_to_their_model(tmp_path: Path) -> None:
+    """A file of the adapters' size; with other weights under the same name it is refused."""
+    from safetensors.torch import load_file, save_file
+
+    from multifsl import FewShotClassifier
+
+    folder = tmp_path / "vit"
+    shutil.copytree(tiny_vision("vit"), folder)
+    FewShotClassifier(f"vision(model={str(folder)!r}, lora=2)").fit(images(), ["a", "b", "a", "b"]).save(tmp_path / "m")
+    inside = load_file(tmp_path / "m" / "model.safetensors")
+    assert any("lora_A" in name for name in inside) and not any("base_layer" in name for name in inside)
+    weights = load_file(folder / "model.safetensors")
+    name = next(k for k in weights if k.endswith("layernorm.bias"))
+    save_file({**weights, name: weights[name] + 0.01}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MultifslError, match="trained beside other published weights"):
+        FewShotClassifier.load(tmp_path / "m")
 
 
 @needs_peft
