@@ -8,6 +8,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from email.message import Message
 from errno import ENOSPC
 from http.client import HTTPException
 from pathlib import Path
@@ -43,7 +44,8 @@ def fetch(
 
     While it runs, the file is `path` with `.part` added; it gets its name once it is whole, as far as can be known: it
     has the length that the server announced, and `size` and `checksum` where they are given. A broken connection is
-    taken up again as long as every attempt brings something.
+    taken up again as long as every attempt brings something. Beside it, `.part.version` keeps the server's mark of the
+    file's version (ETag or Last-Modified): of a file that has changed, nothing is gone on with.
 
     Args:
         size: bytes. checksum: "md5:..." or "sha256:...", in hexadecimal digits. progress: called as bytes come in.
@@ -71,6 +73,7 @@ def fetch(
                     raise _unreachable(url, error) from None
         _check(part, url, total if size is None else size, checksum)
         part.replace(path)
+        _version_file(part).unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
     return path
@@ -82,9 +85,13 @@ def _length(path: Path) -> int:
 
 def _unreachable(url: str, error: Exception) -> DataNotFound:
     if isinstance(error, HTTPError):
-        return DataNotFound(
-            f"cannot download {url}: the server answered {error.code} {error.reason}; has the file moved?"
-        )
+        if error.code in (401, 403):
+            what = "it does not hand the file out here, or not now: try later, or see the page that `multifsl data list` names"
+        elif error.code == 429 or error.code >= 500:
+            what = "try again later: what has come is kept, and gone on with"
+        else:
+            what = "has the file moved?"
+        return DataNotFound(f"cannot download {url}: the server answered {error.code} {error.reason}; {what}")
     said = error.reason if isinstance(error, URLError) else error
     return DataNotFound(
         f"cannot download {url}: {str(said) or type(error).__name__}. Check the network and try again: what has come "
@@ -102,17 +109,31 @@ def cannot_write(path: Path, error: OSError) -> MultifslError:
 def _receive(url: str, part: Path, progress: Progress | None) -> int | None:
     """Append what the file lacks; returns the whole length where the server says it."""
     start = _length(part)
+    header, version = _kept_version(part)
     headers = {"User-Agent": "multifsl", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    if start and version and not version.startswith("W/"):  # If-Range takes no weak ETag
+        headers["If-Range"] = version
     try:
-        answer = _open(Request(url, headers=headers | ({"Range": f"bytes={start}-"} if start else {})))
+        answer = _open(Request(url, headers=headers))
     except HTTPError as error:
+        error.close()  # of the connection; its code and headers stay
         if error.code != 416 or not start:
             raise
-        # Nothing from there on: the part is whole, or, where the lengths differ, of another file.
+        # Nothing from there on: the part is whole, or, where the lengths or versions differ, of another file.
         total = _total(error.headers.get("Content-Range"))
-        if total == start:
+        if total == start and error.headers.get(header, version) == version:
             return total
-        part.unlink()
+        _discard(part)
+        return _receive(url, part, progress)
+    except URLError:
+        raise
+    except OSError as error:  # silence, or a fault of TLS, before the answer's first line: not one of the disk
+        raise ConnectionError(str(error) or type(error).__name__) from error
+    if answer.status == 206 and answer.headers.get(header, version) != version:  # a server that does not know If-Range
+        answer.close()
+        _discard(part)
         return _receive(url, part, progress)
     with answer:
         if answer.status != 206:  # a server without Range sends all of it
@@ -122,6 +143,8 @@ def _receive(url: str, part: Path, progress: Progress | None) -> int | None:
         if total is not None:
             _check_room(part, total - start)
         with part.open("ab" if start else "wb") as out:
+            if not start:
+                _keep_version(part, answer.headers)
             while block := _more(answer):
                 out.write(block)
                 start += len(block)
@@ -132,11 +155,40 @@ def _receive(url: str, part: Path, progress: Progress | None) -> int | None:
     return total
 
 
+# The version of a `.part`, as one line: the header's name and its value.
+
+
+def _version_file(part: Path) -> Path:
+    return part.with_name(part.name + ".version")
+
+
+def _keep_version(part: Path, headers: Message) -> None:
+    """The server's mark of the version: a strong ETag, else the date, else a weak ETag; no file where it gives none."""
+    etag, date = headers.get("ETag", ""), headers.get("Last-Modified", "")
+    header, value = ("Last-Modified", date) if date and (not etag or etag.startswith("W/")) else ("ETag", etag)
+    if value:
+        _version_file(part).write_text(f"{header} {value}", encoding="utf-8")
+    else:
+        _version_file(part).unlink(missing_ok=True)
+
+
+def _kept_version(part: Path) -> tuple[str, str]:
+    """The header's name and its value; two empty texts where none was kept."""
+    kept = _version_file(part)
+    header, _, value = (kept.read_text("utf-8") if kept.exists() else "").partition(" ")
+    return header, value
+
+
+def _discard(part: Path) -> None:
+    part.unlink()
+    _version_file(part).unlink(missing_ok=True)
+
+
 def _more(answer: Any) -> bytes:
     try:
         block: bytes = answer.read1(BLOCK)
     except OSError as error:  # of the connection: not to be taken for one of the disk
-        raise ConnectionError(str(error)) from error
+        raise ConnectionError(str(error) or type(error).__name__) from error
     return block
 
 
@@ -179,7 +231,7 @@ def _check(part: Path, url: str, size: int | None, checksum: str | None) -> None
             found = hashlib.file_digest(file, kind).hexdigest()
         wrong = f"its {kind} is {found} instead of {expected}" if found != expected else ""
     if wrong:
-        part.unlink()
+        _discard(part)
         raise BadFile(f"{url} is damaged, or another file than it was: {wrong}. It is removed; try again")
 
 
@@ -193,14 +245,14 @@ def install(
     keep_archive: bool = False,
     progress: Progress | None = None,
 ) -> bool:
-    """Make a data folder by `download(new folder, get)`; True where it was made, False where it is there already.
+    """Make a data folder by `download(new folder, get)`; True where it was made, False where it is there already, not empty.
 
     The files come into `downloads/` beside it, from where a later call goes on, and are removed in the end unless
     `keep_archive`. The folder appears under its name once it is whole.
 
     Raises: what `fetch` raises, and BadFile where an archive is damaged.
     """
-    if folder.exists():
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         return False
     store, building = folder.parent / "downloads" / folder.name, folder.with_name(folder.name + ".part")
 
@@ -214,6 +266,8 @@ def install(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         download(building, get)
+        if folder.is_dir():  # an empty one, over which not every system can move another
+            folder.rmdir()
         building.replace(folder)
     except MultifslError:
         raise

@@ -36,6 +36,7 @@ class Source(NamedTuple):
 
     folder: its name under the data root. page: for people. megabytes: about what is downloaded, of 1e6 bytes each.
     by_hand: what to do where the data stand behind a login or a form; else the task's `download` gets them.
+    also: other folders that the task reads, where the first is not there.
     """
 
     folder: str
@@ -43,13 +44,14 @@ class Source(NamedTuple):
     licence: str
     megabytes: int = 0
     by_hand: str = ""
+    also: tuple[str, ...] = ()
 
 
 class Task:
     """Base of all tasks. A subclass is one file in `tasks/`, whose name is the task's name.
 
     Constructor keywords are the configuration, each kept as an attribute of the same name.
-    `hints` are arguments for encoders that have such a parameter and were not given it (`{"channels": 1}`).
+    `hints` are arguments for encoders to be trained that have such a parameter and were not given it (`{"channels": 1}`).
     """
 
     modality: ClassVar[str]
@@ -145,6 +147,13 @@ def data_roots(data_root: Path | str | None = None) -> list[Path]:
     roots = [Path(os.environ["MULTIFSL_DATA"])] if os.environ.get("MULTIFSL_DATA") else []
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return [*roots, cache / "multifsl" / "data"]
+
+
+def found_folder(source: Source, data_root: Path | str | None = None) -> Path | None:
+    """The data folder of a source, the first that is there; an empty one is not."""
+    names = (source.folder, *source.also)
+    tried = [root / name for name in names for root in data_roots(data_root)]
+    return next((path for path in tried if path.is_dir() and any(path.iterdir())), None)
 
 
 def how_to_get(task: type[Task]) -> str:

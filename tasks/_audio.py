@@ -1,7 +1,7 @@
 """What the speaker tasks share: decoding, and speakers at other speeds."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any
 
@@ -50,14 +50,16 @@ def at_speeds(items: Items, speeds: Sequence[float], split: str) -> Items:
     keys = [(position, speed) for speed in speeds for position in range(count)]
     groups = None if items.groups is None else np.tile(items.groups, len(speeds))  # a recording stays one, at any speed
     return Items(
-        Lazy(keys, lambda key: _at_speed(items.items[key[0]], key[1])),
+        Lazy(keys, partial(_at_speed, items.items)),
         np.concatenate([items.labels + i * classes for i in range(len(speeds))]),
         [name if speed == 1 else f"{name} x{speed:g}" for speed in speeds for name in items.class_names],
         groups,
     )
 
 
-def _at_speed(item: Any, speed: float) -> Any:
+def _at_speed(items: Sequence[Any], key: tuple[int, float]) -> Any:
+    position, speed = key
+    item = items[position]
     if speed == 1:
         return item
     wave, sample_rate = item if isinstance(item, tuple) else decode(item)

@@ -19,7 +19,7 @@ def load(path: str | Path, config: str | None, revision: str | None, data_root: 
     folders = [given] if given.is_absolute() else [given, *(root / given for root in data_roots(data_root))]
     folder = next((f for f in folders if f.is_dir()), None)
     if folder is not None:
-        return _from_folder(folder, config)
+        return _from_folder(folder, config, revision)
     tried = [f"the folder {folder}: not there" for folder in folders]
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path)) or given.is_absolute():
         raise DataNotFound(
@@ -28,14 +28,19 @@ def load(path: str | Path, config: str | None, revision: str | None, data_root: 
     return _from_hub(str(path), config, revision, tried)
 
 
-def _from_folder(folder: Path, config: str | None) -> dict[str, Any]:
+def _from_folder(folder: Path, config: str | None, revision: str | None) -> dict[str, Any]:
     import datasets
 
+    on_disk = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    if revision is not None:
+        raise MultifslError(f"revision={revision!r} is of a name on the hub, and {folder} is a folder; leave it out")
+    if config is not None and on_disk:
+        raise MultifslError(
+            f"config={config!r} chooses between the sets under one name, and {folder}, which save_to_disk wrote, is one set; "
+            "leave it out"
+        )
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(folder))
-        else:
-            loaded = datasets.load_dataset(str(folder), config)
+        loaded = datasets.load_from_disk(str(folder)) if on_disk else datasets.load_dataset(str(folder), config)
     except Exception as error:
         raise BadFile(f"datasets cannot read the folder {folder}: {_said(error)}") from error
     return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "all"): loaded}
@@ -105,6 +110,8 @@ def columns(
     for role, given in (("item", item), ("label", label), ("group", group)):
         if given is not None and given not in kinds:
             raise MultifslError(f"no column {given!r} for {role}=; {there}")
+    if item is not None and item == label:
+        raise MultifslError(f"item= and label= are both the column {item!r}; give each its own; {there}")
 
     def only(role: str, candidates: list[str]) -> str:
         if len(candidates) != 1:
@@ -122,15 +129,18 @@ def columns(
         item = only("item", media or [name for name in free if kinds[name] in MODALITIES])
         free.remove(item)
     if label is None:
-        label = only("label", labels or [name for name in free if _labels_by(kinds[name])])
+        label = only("label", labels or [name for name in free if _names_by(kinds[name])])
     if kinds[item] not in MODALITIES:
         raise MultifslError(f"the items' column {item!r} must be of images, of audio or of strings; {there}")
-    if not _labels_by(kinds[label]):
-        raise MultifslError(f"the labels' column {label!r} must be of class labels, strings or whole numbers; {there}")
+    for role, column in (("labels", label), ("groups", group)):
+        if column is not None and not _names_by(kinds[column]):
+            raise MultifslError(
+                f"the {role}' column {column!r} must be of class labels, strings or whole numbers; {there}"
+            )
     return item, label, MODALITIES[kinds[item]]
 
 
-def _labels_by(kind: str) -> bool:
+def _names_by(kind: str) -> bool:
     return kind in ("ClassLabel", "string", "large_string") or kind.startswith(("int", "uint"))
 
 

@@ -40,7 +40,7 @@ class CifarFS(Task):
 
     modality = "image"
     hints: ClassVar[dict[str, Any]] = {"channels": 3, "image_size": 32}
-    source = Source("cifar100", "https://www.cs.toronto.edu/~kriz/cifar.html", "none stated", 169)
+    source = Source("cifar100", "https://www.cs.toronto.edu/~kriz/cifar.html", "none stated", 169, also=("cifar_fs",))
 
     def items(self, split: str) -> Items:
         return cifar_items(split, SPLITS, self.data_root)

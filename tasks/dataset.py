@@ -1,7 +1,7 @@
 """Any data set of the `datasets` library: images, speech or texts, from a folder or from the Hugging Face hub."""
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,13 @@ from multifsl.tasks._splits import check_own, select
 
 
 class Opened(NamedTuple):
-    """The parts of a data set, and which columns of them are what."""
+    """The parts of a data set, which columns of them are what, and the parts that were not chosen."""
 
     parts: Mapping[str, Any]
     item: str
     label: str
     modality: str
+    others: list[str]
 
 
 class Dataset(Task):
@@ -30,9 +31,9 @@ class Dataset(Task):
         root. No code of a data set is ever run.
     item, label: the columns of the items and of their classes; to be given where more than one could be meant. The
         item's column is of images, of audio or of strings; the label's of class labels, strings or whole numbers.
-    group: a column that says which recording, session or drawer an item is from.
+    group: a column that says which recording, session or drawer an item is from; of class labels, strings or whole numbers.
     part: one of the data set's own splits, such as "train"; without, all of them are pooled.
-    config, revision: of a name on the hub.
+    config: which of several sets under one name; not of a folder that `save_to_disk` wrote. revision: of a name on the hub.
     splits: which classes train, validate and test: a JSON file of {"train": [...], "val": [...], "test": [...]}, or a
         folder of train.txt, val.txt and test.txt with one class a line. Without, 64, 16 and 20 % of them by `seed`.
 
@@ -44,7 +45,8 @@ class Dataset(Task):
     Raises:
         DataNotFound: neither a folder nor on the hub, or the hub is out of reach; says what was tried.
         BadFile: a folder that `datasets` cannot read.
-        MultifslError: a column or a part that is not there, is of another type, or has to be named; a row without label.
+        MultifslError: a column or a part that is not there, is of another type, or has to be named; a row without label or
+            group; an argument that such a data set does not take.
         BadItem: a row whose image or audio cannot be decoded, when it is asked for.
     """
 
@@ -73,54 +75,49 @@ class Dataset(Task):
         opened = self._opened
         rows = [(part, row) for part, table in opened.parts.items() for row in range(len(table))]
         classes: dict[str, list[tuple[str, int]]] = {}
-        for key, name in zip(rows, self._labels(opened), strict=True):
+        for key, name in zip(rows, self._names(opened, "label", opened.label), strict=True):
             classes.setdefault(name, []).append(key)
         names = select(split, classes, splits=self.splits, seed=self.seed, data_root=self.data_root)
-        groups = None if self.group is None else dict(zip(rows, self._column(opened, self.group), strict=True))
-        chosen = build({n: classes[n] for n in names}, None if groups is None else lambda _, key: groups[key])
+        groups: dict[tuple[str, int], str] = {}
+        if self.group is not None:
+            groups = dict(zip(rows, self._names(opened, "group", self.group), strict=True))
+        chosen = build({n: classes[n] for n in names}, (lambda _, key: groups[key]) if groups else None)
         tables = {part: _undecoded(table, opened.item) for part, table in opened.parts.items()}
         decode = {"image": _image, "speech": _clip, "text": _text}[opened.modality]
-
-        def open_row(key: tuple[str, int]) -> Any:
-            part, row = key
-            try:
-                return decode(tables[part][row][opened.item])
-            except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # SyntaxError: Pillow, of a broken PNG
-                raise BadItem(f"cannot read row {row} of part {part!r} of {self.path}: {error}") from error
-
+        open_row = partial(_open_row, tables, opened.item, decode, str(self.path))
         return Items(Lazy(chosen.items, open_row), chosen.labels, chosen.class_names, chosen.groups)
 
-    def _labels(self, opened: Opened) -> list[str]:
-        """The class of every row."""
+    def _names(self, opened: Opened, role: str, column: str) -> list[str]:
+        """The class of every row, or its group."""
         found: list[str] = []
         for part, table in opened.parts.items():
-            names = getattr(table.features[opened.label], "names", None)  # of a ClassLabel
-            for row, value in enumerate(_values(table, opened.label)):
+            names = getattr(table.features[column], "names", None)  # of a ClassLabel
+            for row, value in enumerate(_values(table, column)):
                 known = value is not None and (names is None or 0 <= value < len(names))
                 name = str(value if names is None else names[value]).strip() if known else ""
                 if not name:
+                    others = [*opened.others, *(other for other in opened.parts if other != part)]
+                    rest = f"choose another part ({', '.join(map(repr, others))}) with part=, or " if others else ""
                     raise MultifslError(
-                        f"row {row} of part {part!r} of {self.path} has no label in {opened.label!r}, but {value!r}; "
-                        f"choose another part ({', '.join(map(repr, opened.parts))}) with part="
+                        f"row {row} of part {part!r} of {self.path} has no {role} in {column!r}, but {value!r}; "
+                        f"{rest}save the set without such rows{', or leave out group=' if role == 'group' else ''}"
                     )
                 found.append(name)
         return found
-
-    def _column(self, opened: Opened, name: str) -> list[Any]:
-        return [value for table in opened.parts.values() for value in _values(table, name)]
 
     @cached_property
     def _opened(self) -> Opened:
         parts = load(self.path, self.config, self.revision, self.data_root)
         if self.part is not None and self.part not in parts:
             raise MultifslError(f"{self.path} has no part {self.part!r}; there are {', '.join(map(repr, parts))}")
+        others = [] if self.part is None else [part for part in parts if part != self.part]
         parts = parts if self.part is None else {self.part: parts[self.part]}
         chosen = [columns(table.features, self.item, self.label, self.group, self.path) for table in parts.values()]
         if len(set(chosen)) > 1:
             raise MultifslError(
                 f"the parts {', '.join(map(repr, parts))} of {self.path} have other columns; choose one with part="
             )
-        return Opened(parts, *chosen[0])
+        return Opened(parts, *chosen[0], others)
 
 
 def _values(table: Any, column: str) -> list[Any]:
@@ -136,6 +133,16 @@ def _undecoded(table: Any, column: str) -> Any:
     table = table.with_format(None).select_columns([column])
     kind = type(table.features[column])
     return table.cast_column(column, kind(decode=False)) if kind in (datasets.Image, datasets.Audio) else table
+
+
+def _open_row(
+    tables: Mapping[str, Any], column: str, decode: Callable[[Any], Any], path: str, key: tuple[str, int]
+) -> Any:
+    part, row = key
+    try:
+        return decode(tables[part][row][column])
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # SyntaxError: Pillow, of a broken PNG
+        raise BadItem(f"cannot read row {row} of part {part!r} of {path}: {error}") from error
 
 
 def _file(stored: Mapping[str, Any] | None) -> Any:

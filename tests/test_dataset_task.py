@@ -21,6 +21,7 @@ from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.registry import build, resolved
 from multifsl.tasks import _datasets, dataset
 from multifsl.tasks.dataset import Dataset
+from tests.test_tasks import handed_over
 
 NAMES = ["ant", "bee", "cow", "dog", "eel", "fox", "gnu", "hen", "ibi", "jay"]
 EACH = 3
@@ -162,6 +163,17 @@ def test_a_clip_that_is_no_clip(content: bytes | None, tmp_path: Path) -> None:
         _ = task.items("all").items[0]
 
 
+def test_items_go_to_another_process(tmp_path: Path) -> None:
+    for name, data, label in (("t", texts(), "label"), ("i", images(), "kind"), ("c", clips(), "speaker")):
+        items = Dataset(saved(data, tmp_path / name), label=label, part="all", group=label).items("train").items
+        again = handed_over(items)
+        assert len(again) == len(items) > 0
+        for one, other in zip(items, again, strict=True):
+            np.testing.assert_equal(
+                np.asarray(one[0] if name == "c" else one), np.asarray(other[0] if name == "c" else other)
+            )
+
+
 # ---- parts, columns, splits ----
 
 
@@ -194,6 +206,88 @@ def test_a_class_without_a_name(tmp_path: Path) -> None:
     with pytest.raises(MultifslError, match="row 0 of part 'test' .* no label in 'label', but -1; choose another part"):
         Dataset(path).items("all")
     assert len(Dataset(path, part="train").items("all").items) == 30
+
+
+def test_the_parts_to_choose_instead_are_others(tmp_path: Path) -> None:
+    hidden = texts().map(lambda _: {"label": -1})
+    path = saved(datasets.DatasetDict({"train": texts(), "test": hidden}), tmp_path / "set")
+    with pytest.raises(
+        MultifslError, match=r"part 'test' .* but -1; choose another part \('train'\) with part=, or save"
+    ):
+        Dataset(path, part="test").items("all")
+    with pytest.raises(MultifslError, match="row 0 of part 'all' .* but -1; save the set without such rows$"):
+        Dataset(saved(hidden, tmp_path / "one")).items("all")
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "says"),
+    [
+        (
+            ["day", None] * 15,
+            datasets.Value("string"),
+            "row 1 of part 'all' .* has no group in 'session', but None; .*leave out",
+        ),
+        (["day"] * 29 + [" "], datasets.Value("large_string"), "row 29 of .* has no group in 'session', but ' '"),
+        ([1] * 5 + [None] * 25, datasets.Value("int64"), "row 5 of .* has no group in 'session', but None"),
+        ([0] * 7 + [-1] * 23, datasets.ClassLabel(names=["day"]), "row 7 of .* has no group in 'session', but -1"),
+        (
+            [1.0, float("nan")] * 15,
+            datasets.Value("float64"),
+            "groups' column 'session' must be of class labels, strings or",
+        ),
+        (
+            [True] * 30,
+            datasets.Value("bool"),
+            "groups' column 'session' must be of class labels, strings or whole numbers",
+        ),
+        ([["day"]] * 30, datasets.List(datasets.Value("string")), r"groups' column 'session' .*session \(List\)"),
+        ([{"day": 1}] * 30, {"day": datasets.Value("int64")}, r"groups' column 'session' .*session \(dict\)"),
+    ],
+)
+def test_a_row_has_one_group(values: list[Any], feature: Any, says: str, tmp_path: Path) -> None:
+    """A row without a group is in none: neither are all such rows one recording, nor is each of them one."""
+    features = datasets.Features({**texts().features, "session": feature})
+    rows = {"text": [f"t {i}" for i in range(30)], "label": [i % 10 for i in range(30)], "session": values}
+    data = datasets.Dataset.from_dict(rows, features)
+    task = Dataset(saved(data, tmp_path / "set"), item="text", group="session")
+    with pytest.raises(MultifslError, match=says):
+        task.items("train")
+    assert Dataset(task.path, item="text", label="label").items("all").groups is None
+
+
+@pytest.mark.parametrize(
+    ("values", "feature"),
+    [
+        (["a", "b", "b"], datasets.Value("string")),
+        ([4, -1, -1], datasets.Value("int32")),
+        ([1, 0, 0], datasets.ClassLabel(names=["x", "y"])),
+    ],
+)
+def test_groups_by_any_kind_of_name(values: list[Any], feature: Any, tmp_path: Path) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("string"), "by": feature})
+    data = datasets.Dataset.from_dict({"text": ["t", "u", "v"], "label": ["a", "a", "b"], "by": values}, features)
+    items = Dataset(saved(data, tmp_path / "set"), item="text", label="label", group="by").items("all")
+    assert items.groups is not None and items.groups.tolist() == [0, 1, 1]
+
+
+def test_arguments_that_a_folder_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = saved(texts(), tmp_path / "set")
+    with pytest.raises(
+        MultifslError, match="config='small' chooses .*set, which save_to_disk wrote, is one set; leave it out"
+    ):
+        Dataset(path, config="small").items("all")
+    (tmp_path / "files").mkdir()
+    texts().to_parquet(str(tmp_path / "files" / "train.parquet"))
+    for folder in (path, str(tmp_path / "files")):
+        with pytest.raises(
+            MultifslError, match="revision='v1' is of a name on the hub, and .* is a folder; leave it out"
+        ):
+            Dataset(folder, revision="v1").items("all")
+    with pytest.raises(
+        MultifslError, match="item= and label= are both the column 'text'; give each its own; .*has the columns"
+    ):
+        Dataset(path, item="text", label="text").items("all")
 
 
 def test_class_lists(tmp_path: Path) -> None:
@@ -322,6 +416,27 @@ def test_what_the_library_says_is_told(error: Exception, says: str, monkeypatch:
 def test_what_cannot_be_a_name(path: str) -> None:
     with pytest.raises(DataNotFound, match="tried the folder .*a name on the hub is 'owner/name'"):
         _ = Dataset(path).modality
+
+
+# ---- its spec ----
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid escape sequence")  # Python's own, of \\d
+@pytest.mark.parametrize(
+    "spec", [r"dataset('C:\data\x')", r"texts('D:\new\table.csv')", r"texts('sets\x')", r"C:\data\x"]
+)
+def test_a_path_with_backslashes(spec: str) -> None:
+    """Where it cannot be read, and where a piece of it would become a line break, the way to write it is told."""
+    with pytest.raises(MultifslError, match="cannot read the spec .*write a path with /, such as 'C:/data/x'"):
+        build("tasks", spec)
+    doubled = "C:\\new\\x"
+    assert build("tasks", f"dataset({doubled!r})").path == doubled
+
+
+def test_no_word_of_backslashes_where_there_is_none() -> None:
+    with pytest.raises(MultifslError) as error:
+        build("tasks", "dataset('C:/data/x'")
+    assert "write a path" not in str(error.value)
 
 
 # ---- end to end ----

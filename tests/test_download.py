@@ -8,6 +8,8 @@ import csv
 import hashlib
 import io
 import json
+import socket
+import ssl
 import tarfile
 import threading
 import zipfile
@@ -30,7 +32,7 @@ from multifsl.task import Task
 from multifsl.tasks import _official, librispeech, omniglot, speech_commands, vctk
 from multifsl.tasks._cifar100 import CLASSES
 from tests.test_cli import Run, fails, run, works  # noqa: F401  # run: a fixture
-from tests.test_tasks import drawing, flac, png
+from tests.test_tasks import drawing, flac, handed_over, png, write
 
 CONTENT = bytes(range(256)) * 4096  # 1 MB
 URL = "https://example.org/set/file.bin"
@@ -42,6 +44,10 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []  # (host and path, Range)
+        self.version: tuple[str, str] | None = None  # a header, ETag or Last-Modified, and its value
+        self.if_ranges: list[str | None] = []  # what If-Range said, request by request
+        self.heeds_if_range = True
+        self.refuses: int | None = None  # with which code
         self.ranges = True
         self.announces = True
         self.cut_after: list[int] = []  # bytes after which the next answers break off
@@ -51,6 +57,16 @@ class Server:
             def do_GET(self) -> None:
                 content, wanted = server.files.get(self.path[1:]), self.headers["Range"]
                 server.asked.append((self.path[1:], wanted))
+                server.if_ranges.append(self.headers["If-Range"])
+                if server.refuses is not None:
+                    self.send_error(server.refuses)
+                    return
+                if (
+                    server.version
+                    and server.heeds_if_range
+                    and self.headers["If-Range"] not in (None, server.version[1])
+                ):
+                    wanted = None  # of another version: all of it
                 start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
                 if content is None:
                     self.send_error(404)
@@ -58,9 +74,13 @@ class Server:
                 if start >= len(content) > 0 and wanted:
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(content)}")
+                    if server.version:
+                        self.send_header(*server.version)
                     self.end_headers()
                     return
                 self.send_response(206 if start else 200)
+                if server.version:
+                    self.send_header(*server.version)
                 if server.announces:
                     self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
@@ -135,6 +155,57 @@ def test_a_server_without_range_starts_anew(server: Server, tmp_path: Path) -> N
     assert len(server.asked) == 1
 
 
+VERSIONS = [
+    (("ETag", '"one"'), ("ETag", '"two"')),
+    (("ETag", 'W/"one"'), ("ETag", 'W/"two"')),
+    (("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT"), ("Last-Modified", "Tue, 02 Jan 2024 00:00:00 GMT")),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), VERSIONS)
+@pytest.mark.parametrize("heeds", [True, False])
+@pytest.mark.parametrize("cut", [300_000, len(CONTENT)])
+def test_no_file_is_joined_of_two_versions(
+    before: tuple[str, str], after: tuple[str, str], heeds: bool, cut: int, server: Server, tmp_path: Path
+) -> None:
+    """Cut off, and changed before it is gone on with: with a server that heeds If-Range, and one that does not know it.
+
+    The new file is as long as the old. Cut at its end, the old one is whole, but for the name.
+    """
+
+    def stop(_name: str, done: int, _total: int | None) -> None:
+        if done >= cut:
+            raise KeyboardInterrupt
+
+    server.version, server.heeds_if_range = before, heeds
+    with pytest.raises(KeyboardInterrupt):
+        fetch(URL, tmp_path / "file.bin", progress=stop)
+    assert (tmp_path / "file.bin.part").stat().st_size >= cut
+    server.version, changed = after, CONTENT[::-1]
+    server.files[URL.removeprefix("https://")] = changed
+    assert fetch(URL, tmp_path / "file.bin").read_bytes() == changed
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize("version", [old for old, _ in VERSIONS])
+def test_the_same_version_is_gone_on_with(version: tuple[str, str], server: Server, tmp_path: Path) -> None:
+    server.version, server.cut_after = version, [300_000]
+    assert fetch(URL, tmp_path / "file.bin").read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.asked] == [None, "bytes=300000-"]
+    assert server.if_ranges == [
+        None,
+        None if version[1].startswith("W/") else version[1],
+    ]  # no weak mark: RFC 9110, 13.1.5
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_damaged_file_leaves_no_version(server: Server, tmp_path: Path) -> None:
+    server.version = VERSIONS[0][0]
+    with pytest.raises(BadFile, match="removed; try again"):
+        fetch(URL, tmp_path / "file.bin", checksum=f"md5:{'00' * 16}")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_connection_that_breaks_is_taken_up_again(server: Server, tmp_path: Path) -> None:
     server.cut_after = [300_000, 400_000]
     assert fetch(URL, tmp_path / "file.bin").read_bytes() == CONTENT
@@ -178,6 +249,44 @@ def test_a_file_that_is_not_there(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataNotFound, match="https://example.org/other: the server answered 404"):
         fetch("https://example.org/other", tmp_path / "file.bin")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (404, "answered 404 .*has the file moved"),
+        (410, "answered 410 .*has the file moved"),
+        (403, "answered 403 .*try later, or see the page that `multifsl data list` names"),
+        (429, "answered 429 .*try again later: what has come is kept"),
+        (503, "answered 503 .*try again later: what has come is kept"),
+    ],
+)
+def test_what_a_refusal_means(code: int, says: str, server: Server, tmp_path: Path) -> None:
+    server.refuses = code
+    with pytest.raises(DataNotFound, match=says) as error:
+        fetch(URL, tmp_path / "file.bin")
+    assert ("moved" in str(error.value)) == (code in (404, 410))
+
+
+def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection and never answers: a fault of the network, not of the disk."""
+    monkeypatch.setattr(download, "SILENCE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(DataNotFound, match=f"cannot download {url}: timed out. Check the network and try again"):
+            fetch(url, tmp_path / "x")
+
+
+@pytest.mark.parametrize("error", [ssl.SSLError("bad record"), ConnectionResetError("bad record")])
+def test_a_connection_that_breaks_before_the_answer(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Request) -> None:
+        raise error
+
+    monkeypatch.setattr(download, "_open", broken)
+    with pytest.raises(DataNotFound, match="bad record.*Check the network and try again"):
+        fetch(URL, tmp_path / "x")
 
 
 def test_no_server(tmp_path: Path) -> None:
@@ -230,6 +339,9 @@ def test_a_folder_appears_when_it_is_whole(server: Server, tmp_path: Path) -> No
     assert (folder / "copy").read_bytes() == CONTENT
     assert not install(make, folder)  # is there already
     assert len(states) == 1
+    (folder / "copy").unlink()
+    assert install(make, folder)  # an empty folder is none
+    assert (folder / "copy").read_bytes() == CONTENT
 
 
 def test_a_folder_that_fails_leaves_its_downloads(server: Server, tmp_path: Path) -> None:
@@ -465,6 +577,7 @@ def test_what_is_downloaded_is_read(made: Task) -> None:
     assert (len(items.class_names), len(items.items)) == (classes, count)
     for item in items.items:
         assert item is not None
+    assert len(handed_over(items.items)) == count
 
 
 def get(name: str, server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
@@ -563,6 +676,38 @@ def test_data_get(run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.
         "https://github.com/xliuhw/NLU-Evaluation-Data",
     ]
     assert next(line.split() for line in listed if line.startswith("voxceleb1"))[1:3] == ["by", "hand"]
+
+
+def test_data_get_looks_at_what_is_there(
+    run: Run,  # noqa: F811
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An empty folder is none; of one that lacks something, the task says what, and nothing is downloaded or removed."""
+    serve_hwu64(server, monkeypatch)
+    folder = tmp_path / "text_hwu64"
+    folder.mkdir()
+    listed = works(run("data", "list", "--data-root", tmp_path)).out
+    assert "yes" not in listed
+    assert works(run("data", "get", "hwu64", "--data-root", tmp_path)).out == f"{folder}\n"
+    asked = len(server.asked)
+    (folder / "splits" / "split_01.json").unlink()
+    says = r"is there, but the task cannot read all of it; .*move the folder away .*has no splits/split_01\.json"
+    result = run("data", "get", "hwu64", "--data-root", tmp_path)
+    fails(result._replace(err="".join(line for line in result.err.splitlines(True) if "licence:" not in line)), says)
+    assert (len(server.asked), (folder / "data.jsonl").exists()) == (asked, True)
+
+
+def test_data_list_knows_the_other_folder_of_cifar(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    """Both tasks read the folder `cifar_fs` where there is no `cifar100`."""
+    write(tmp_path / "cifar_fs" / "train" / "apple" / "1.png", b"x")
+    rows = [line.split() for line in works(run("data", "list", "--data-root", tmp_path)).out.splitlines()]
+    there = {row[0]: row[-2] for row in rows if str(tmp_path / "cifar_fs") in row}
+    assert there == {"cifar_fs": "yes", "fc100": "yes"}
+    write(tmp_path / "cifar100" / "train.bin", b"x")
+    rows = [line.split() for line in works(run("data", "list", "--data-root", tmp_path)).out.splitlines()]
+    assert {row[0] for row in rows if str(tmp_path / "cifar100") in row} == {"cifar_fs", "fc100"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Oracles: the bytes as they were written, and the counts and class lists that the authors publish.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from multifsl.archive import Member
 from multifsl.encoders.conv4 import Conv4
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.task import Task
-from multifsl.tasks import cifar_fs, fc100
+from multifsl.tasks import cifar_fs, fc100, mini_imagenet
 from multifsl.tasks._cifar100 import CLASSES, SUPERCLASSES
 from multifsl.tasks.cifar_fs import CifarFS
 from multifsl.tasks.fc100 import Fc100
@@ -191,15 +192,20 @@ def test_hints_reach_the_encoder() -> None:
 
 # ---- miniImageNet ----
 
-SYNSETS = {
-    part: [f"n{start + number:08}" for number in range(count)]
-    for part, start, count in (("train", 100, 64), ("val", 300, 16), ("test", 200, 20))
-}
+SYNSETS = mini_imagenet.SPLITS
 
 
-def make_mini(root: Path, layout: str, *, archive: bool = False) -> Path:
+def test_mini_imagenet_class_lists() -> None:
+    """64, 16 and 20 WordNet ids; the well-known ones: house finch trains, goose validates, nematode is tested."""
+    assert [len(SYNSETS[part]) for part in PARTS] == [64, 16, 20]
+    every = [name for part in PARTS for name in SYNSETS[part]]
+    assert len(set(every)) == 100 and all(re.fullmatch(r"n\d{8}", name) for name in every)
+    assert [SYNSETS[part][0] for part in PARTS] == ["n01532829", "n01855672", "n01930112"]
+
+
+def make_mini(root: Path, layout: str, *, archive: bool = False, lists: dict[str, list[str]] = SYNSETS) -> Path:
     folder = root / "mini_imagenet"
-    for part, synsets in SYNSETS.items():
+    for part, synsets in lists.items():
         rows = [(f"{synset}0000000{number}.jpg", synset) for number in range(2) for synset in synsets]
         if layout == "lists":
             write(folder / f"{part}.csv", "filename,label\n" + "".join(f"{name},{synset}\n" for name, synset in rows))
@@ -244,21 +250,38 @@ def test_wrong_mini_imagenet(tmp_path: Path) -> None:
         task.items("val")
     lists = (folder / "val.csv").read_text()
     write(folder / "val.csv", lists + f"x.jpg,{SYNSETS['train'][5]}\n")
-    with pytest.raises(BadFile, match=f"val shares classes with another split: {SYNSETS['train'][5]}"):
-        task.items("train")
+    with pytest.raises(
+        BadFile, match=f"val has classes that are not of .* val: {SYNSETS['train'][5]}; for a division of"
+    ):
+        task.items("val")
     write(folder / "val.csv", "".join(row for row in lists.splitlines(True) if SYNSETS["val"][3] not in row))
-    with pytest.raises(BadFile, match="val has 15 classes; miniImageNet's has 16"):
-        task.items("train")
+    for split in ("val", "all"):
+        with pytest.raises(
+            DataNotFound, match=f"1 of the .* classes of split '{split}' are not in .*{SYNSETS['val'][3]}"
+        ):
+            task.items(split)
     write(folder / "val.csv", "name,class\na.jpg,n1\n")
     with pytest.raises(MultifslError, match=r"val\.csv, line 2: no column 'filename'; there are 'name', 'class'"):
-        task.items("train")
+        task.items("val")
     write(folder / "val.csv", lists)
     (folder / "images").rename(tmp_path / "elsewhere")
     with pytest.raises(DataNotFound, match=r"has neither images nor images\.zip"):
         task.items("train")
     (folder / "test.csv").unlink()
     with pytest.raises(DataNotFound, match=r"has no test\.csv"):
-        task.items("train")
+        task.items("test")
+
+
+@pytest.mark.parametrize("layout", ["lists", "folders"])
+def test_another_division_of_mini_imagenet(tmp_path: Path, layout: str) -> None:
+    """64, 16 and 20 classes that share none, but dealt otherwise, or of other images altogether: no figure would compare."""
+    every = sorted(name for part in PARTS for name in SYNSETS[part])
+    for number, names in enumerate((every, [f"n{99_000_000 + i}" for i in range(100)])):
+        lists = {"train": names[:64], "val": names[64:80], "test": names[80:]}
+        make_mini(tmp_path / str(number), layout, lists=lists)
+        for part in PARTS:
+            with pytest.raises(BadFile, match=f"{part} has classes that are not of Ravi and Larochelle's {part}"):
+                rooted(MiniImageNet(), tmp_path / str(number)).items(part)
 
 
 # ---- the real data, where they are ----

@@ -5,8 +5,9 @@ Oracles: the files as they were written, the counts and splits that the data's a
 
 import json
 import os
+import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,12 @@ def toy_tasks(root: Path) -> Iterator[Task]:
     yield rooted(Banking77(fold=2), root)
 
 
+def handed_over(items: Sequence[Any]) -> Sequence[Any]:
+    """As they come into another process where processes are spawned (macOS, Windows): pickled."""
+    there: Sequence[Any] = pickle.loads(pickle.dumps(items))  # noqa: S301  # our own
+    return there
+
+
 def check_contract(items: Items) -> None:
     count = len(items.items)
     assert items.labels.shape == (count,) and items.labels.dtype == np.int64
@@ -167,6 +174,7 @@ def check_contract(items: Items) -> None:
         assert items.groups.shape == (count,) and items.groups.dtype == np.int64
     with pytest.raises(IndexError):
         items.items[count]
+    assert len(handed_over(items.items)) == count
 
 
 @pytest.mark.parametrize("number", range(10))
@@ -670,6 +678,8 @@ def test_speeds_make_speakers_of_their_own_in_the_train_split_alone(tmp_path: Pa
     wave, rate = items.items[0]
     assert rate == 0.8 * 16000 and np.array_equal(wave, decode(plain.items[0])[0])
     assert items.items[len(plain.labels)] == plain.items[0]
+    again, again_rate = handed_over(items.items)[0]
+    assert again_rate == rate and np.array_equal(again, wave)
     assert task.items("val").class_names == rooted(SpeechCommands(), tmp_path).items("val").class_names
     for wrong in [(), 1.0, (1.0, 1.0), (9.0,)]:
         with pytest.raises(MultifslError, match="speeds must be different numbers"):

@@ -4,6 +4,7 @@ Oracles: the files as they were written, and the counts and class lists that the
 """
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from multifsl.tasks.huffpost import SPLITS, HuffPost
 from multifsl.tasks.hwu64 import Hwu64
 from tests.sets import PARTS, check_splits, needs_data
 from tests.test_tasks import TEN, make_texts, rooted, write
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "duplicate_texts.py"
 
 
 def lines(rows: list[dict[str, Any]]) -> str:
@@ -223,3 +226,23 @@ def test_real_huffpost() -> None:
     needs_data("text_huffpost")
     splits = check_splits(HuffPost(), (20, 5, 16))
     assert 190_000 < len(splits["all"].items) < 212_000
+
+
+# ---- texts that stand twice ----
+
+
+def test_duplicates_are_counted() -> None:
+    """By letters and digits alone, of any alphabet."""
+    letters = runpy.run_path(str(SCRIPT))["letters"]
+    assert letters("Where's my card,  then?") == letters("wheres my_CARD then") == "wheresmycardthen"
+    assert letters("Wo ist die Karte für 1?") == "woistdiekartefür1"
+
+
+@pytest.mark.parametrize(("name", "letter", "alike"), [("banking77", (11, 0), (62, 3)), ("hwu64", (0, 0), (5, 3))])
+def test_real_duplicates(name: str, letter: tuple[int, int], alike: tuple[int, int]) -> None:
+    """As docs/data.md has them: texts that stand more than once, under one intent and under several."""
+    needs_data(f"text_{name}")
+    script = runpy.run_path(str(SCRIPT))
+    for key, expected in (("exactly", letter), ("letters", alike)):
+        places = [labels for labels in script["intents"](name, script[key]).values() if len(labels) > 1]
+        assert (sum(len(set(p)) == 1 for p in places), sum(len(set(p)) > 1 for p in places)) == expected
