@@ -225,7 +225,7 @@ def train(
 
     def finite_loss() -> float:
         """Mean loss since the last look, which waits for the accelerator; an error where it is not finite."""
-        each = processes.mean(torch.stack(losses)).tolist()  # of a step
+        each: list[float] = processes.mean(torch.stack(losses)).tolist()  # of a step
         if all(map(math.isfinite, each)):
             return sum(each) / len(each)
         i = next(i for i, loss in enumerate(each) if not math.isfinite(loss))

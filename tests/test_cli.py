@@ -301,6 +301,20 @@ def test_voices(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "random weights" in result.err
 
 
+def test_how_weights_are_moved_is_asked_for_and_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"), classes=8)
+    wanted = {
+        "optimizer": "adamw", "weight_decay": 0.01, "schedule": "step", "warmup": 0.25, "clip": 1.0, "ema": 0.9, "accumulate": 2,
+        "patience": 3, "episodes_per_step": 4, "precision": "float64", "freeze_encoder": False,
+    }  # fmt: skip
+    options = [word for k, v in wanted.items() if k != "freeze_encoder" for word in (f"--{k.replace('_', '-')}", v)]
+    shape = ["--way", 2, "--shot", 1, "--query", 2, "--steps", 4, "--out", "run"]
+    works(run("train", "images('photos')", CONV4, "prototypical", *shape, *options))
+    info = json.loads(Path("run/run.json").read_text())
+    assert {k: info[k] for k in wanted} == wanted and info["processes"] == 1
+
+
 def test_texts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)

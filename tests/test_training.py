@@ -187,7 +187,7 @@ def test_micro_batches_compute_what_a_whole_step_does(pictures: Path, tmp_path: 
     runs = [
         multifsl.train(
             f"images({str(pictures)!r})", encoder, "prototypical", out=tmp_path / str(parts), **SHAPE, steps=20,
-            episodes_per_step=4, accumulate=parts, precision="float64",
+            episodes_per_step=4, accumulate=parts, precision="float64", optimizer="sgd",
         )
         for parts in (1, 2, 4)
     ]  # fmt: skip
@@ -218,25 +218,27 @@ def test_a_clipped_step_is_no_longer_than_that(pictures: Path, tmp_path: Path) -
 
 
 def test_the_averaged_weights_are_what_is_kept(pictures: Path, tmp_path: Path) -> None:
-    """By hand, from the weights after each step: no validation, so the last average is the run's."""
-    options: dict[str, Any] = {"way": 10, "schedule": "constant", "precision": "float64"}  # 3 val classes are too few
-    with pytest.warns(UserWarning, match="no validation"):
-        done = run(pictures, tmp_path / "run", steps=3, ema=0.3, **{**options, "shot": 4})
-    expected = None
-    for steps in range(4):
-        if steps == 0:
-            torch.manual_seed(0)
-            now = {k: v.double() for k, v in build("encoders", ENCODER).state_dict().items()}
-        else:
-            with pytest.warns(UserWarning, match="no validation"):
-                plain = run(pictures, tmp_path / str(steps), steps=steps, **{**options, "shot": 4})
-            now = {k.removeprefix("encoder."): v for k, v in plain.method.state_dict().items()}
-        keep = min(0.3, steps / (9 + steps))
-        expected = now if expected is None else {k: keep * expected[k] + (1 - keep) * now[k] for k in now}
-    assert expected is not None
-    found = {k.removeprefix("encoder."): v for k, v in done.method.state_dict().items()}
-    torch.testing.assert_close(found["convs.1.weight"], expected["convs.1.weight"], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found["norms.0.running_mean"], expected["norms.0.running_mean"], rtol=1e-9, atol=1e-12)
+    """By hand, from the weights after each step: there is no validation, so the last average is the run's."""
+    (tmp_path / "splits.json").write_text(json.dumps({"train": [path.name for path in sorted(pictures.iterdir())]}))
+    task = f"images({str(pictures)!r}, splits={str(tmp_path / 'splits.json')!r})"
+
+    def after(steps: int, **options: Any) -> dict[str, torch.Tensor]:
+        with pytest.warns(UserWarning, match="no validation"):
+            done = multifsl.train(
+                task, ENCODER, "prototypical", out=tmp_path / f"{steps}{options}", **SHAPE, steps=steps, precision="float64",
+                schedule="constant", **options,
+            )  # fmt: skip
+        return {k.removeprefix("encoder."): v for k, v in done.method.state_dict().items()}
+
+    torch.manual_seed(0)
+    expected = {k: v.double() for k, v in build("encoders", ENCODER).state_dict().items()}
+    for step in range(3):
+        keep, now = min(0.3, (1 + step) / (10 + step)), after(step + 1)
+        expected = {k: keep * expected[k] + (1 - keep) * now[k] for k in now}
+    found = after(3, ema=0.3)
+    for name in ("convs.1.weight", "norms.0.running_mean"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
+    assert int(found["norms.0.num_batches_tracked"]) == 3
 
 
 def test_patience_ends_a_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
