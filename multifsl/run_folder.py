@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multifsl import curves
 from multifsl.checkpoint import read_json, read_tensors, to_bytes, write_atomically
 from multifsl.errors import BadFile, MultifslError
 from multifsl.optim import Average
@@ -41,7 +42,7 @@ def remove_checkpoints(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-OWN_FILES = ("run.json", "model.safetensors", *CHECKPOINTS, "metrics.jsonl", "settings.json")
+OWN_FILES = ("run.json", "model.safetensors", *CHECKPOINTS, "metrics.jsonl", "settings.json", curves.NAME)
 
 
 def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:

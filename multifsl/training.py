@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from multifsl.bank import Bank, Progress, Stream, embed_items, open_data, sampler_of
 from multifsl.base_training import BaseClassifier
 from multifsl.checkpoint import Run, run_of, save_run
+from multifsl.curves import draw
 from multifsl.defaults import open_encoder
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import Range
@@ -202,7 +203,8 @@ def train(
     processes.wait()  # until all have looked at the folder
     if processes.first:
         open_folder(out, settings, resume=resume)
-    torch.manual_seed(seed + 1_000_003 * processes.rank) if processes.rank else None  # each draws numbers of its own
+    if not processes.first:
+        torch.manual_seed(seed + 1_000_003 * processes.rank)  # each draws numbers of its own
     at = Progressed()
     if resume and has_checkpoint(out):
         at = restore(out, model, mover, average, rank=processes.rank)
@@ -239,7 +241,7 @@ def train(
     validations = VALIDATIONS if steps is None else max(1, min(VALIDATIONS, steps // STEPS_BETWEEN_VALIDATIONS))
     validating = 0.0  # seconds
     latest = at.best_accuracy  # of the validations; a resumed run shows the best one until its next
-    stale = False  # whether patience has run out
+    stale = patience is not None and at.without_better >= patience  # whether patience has run out
 
     def validate() -> None:
         nonlocal latest, validating, stale
@@ -316,7 +318,8 @@ def train(
                     finite_loss()  # weights that are not finite have no accuracy
                 with average.in_place_of(learner) if average is not None else nullcontext():
                     validate()
-                at.seconds, stopped = processes.agree(time.monotonic() - began, bool(interrupted or stopped))
+                told = processes.agree(time.monotonic() - began, bool(interrupted or stopped), stale)
+                at.seconds, stopped, stale = told[0], told[1], bool(told[2])
             if stopped or at.seconds - saved > CHECKPOINT_SECONDS:
                 if losses:
                     finite_loss()  # else the last good checkpoint stays
@@ -352,6 +355,7 @@ def train(
         return run_of(out, learner, info)
     run = save_run(out, learner, info)
     remove_checkpoints(out)
+    draw(out)
     return run
 
 

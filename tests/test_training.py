@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import multifsl
-from multifsl import training
+from multifsl import curves, training
 from multifsl.bank import BadItemWarning, Bank, Stream, open_data, sampler_of
 from multifsl.checkpoint import read_tensors
 from multifsl.encoder import Encoder
@@ -74,6 +74,17 @@ def test_a_run_learns_and_holds_what_it_needs(pictures: Path, tmp_path: Path) ->
     result = multifsl.evaluate(tmp_path / "run", query=3, way=3, episodes=200)
     assert result.accuracy > 0.9 and 0 <= result.ci95 < 0.05
     assert multifsl.evaluate(tmp_path / "run", query=3, way=3, episodes=200).accuracy == result.accuracy
+
+
+def test_a_run_has_a_picture_of_how_it_went(pictures: Path, tmp_path: Path) -> None:
+    """Its loss at each look, its accuracy, its validations; the same numbers draw the same file."""
+    run(pictures, tmp_path / "run", steps=120)
+    first = (tmp_path / "run" / "curves.svg").read_text()
+    for words in ("step", "loss", "accuracy", "training episodes", "validation classes", "the weights kept"):
+        assert f">{words}</text>" in first
+    assert curves.draw(tmp_path / "run") is not None and (tmp_path / "run" / "curves.svg").read_text() == first
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3, "val_accuracy": 0.5, "val_ci95": 0.1}\n')
+    assert curves.draw(tmp_path / "run") is None
 
 
 @pytest.mark.parametrize(

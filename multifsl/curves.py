@@ -1,0 +1,46 @@
+"""A picture of how a run went: its loss, and its accuracy in training and on the validation classes, over the steps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+NAME = "curves.svg"
+
+
+def draw(run: Path) -> Path | None:
+    """Write `curves.svg` into a run's folder from its `metrics.jsonl`; None, and no picture, where that has nothing to show."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    looks = [row for row in rows if "loss" in row]
+    validations = [row for row in rows if "val_accuracy" in row]
+    if not looks:
+        return None
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # not pyplot: no window, no state
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    steps = [row["step"] for row in looks]
+    mark = "o" if len(looks) == 1 else ""
+    loss.plot(steps, [row["loss"] for row in looks], marker=mark)
+    loss.set(xlabel="step", ylabel="loss")
+    accuracy.plot(steps, [row["accuracy"] for row in looks], marker=mark, label="training episodes", alpha=0.6)
+    if validations:
+        best: dict[str, Any] = max(validations, key=lambda row: row["val_accuracy"])
+        bars = {"marker": "o", "capsize": 2, "label": "validation classes"}
+        accuracy.errorbar(
+            [row["step"] for row in validations],
+            [row["val_accuracy"] for row in validations],
+            yerr=[row["val_ci95"] for row in validations],
+            **bars,
+        )
+        accuracy.plot(best["step"], best["val_accuracy"], "k*", markersize=10, label="the weights kept", zorder=9)
+    accuracy.set(xlabel="step", ylabel="accuracy", ylim=(None, 1))
+    accuracy.legend(loc="lower right")
+    for axis in (loss, accuracy):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    with rc_context(
+        {"svg.hashsalt": "multifsl", "svg.fonttype": "none"}
+    ):  # the same numbers, the same file; text stays text
+        figure.savefig(run / NAME, metadata={"Date": None})
+    return run / NAME
