@@ -183,6 +183,9 @@ def train(
     freeze_encoder: Annotated[
         bool, typer.Option("--freeze-encoder", help="Train the method alone, on embeddings that are made once.")
     ] = False,
+    augment: Annotated[
+        Literal["photos", "speech"] | None, typer.Option(help="Change training items at random, as the field does.")
+    ] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -202,7 +205,7 @@ def train(
             weight_decay=weight_decay, schedule=schedule, warmup=warmup, clip=clip, ema=ema, accumulate=accumulate,
             patience=patience, seed=seed, precision=precision,
             disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes,
-            freeze_encoder=freeze_encoder, device=device, data_root=data_root, resume=resume, overwrite=overwrite,
+            freeze_encoder=freeze_encoder, augment=augment, device=device, data_root=data_root, resume=resume, overwrite=overwrite,
             report=report, progress=track,
         )  # fmt: skip
     done = run.info["metrics"]

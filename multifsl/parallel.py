@@ -3,7 +3,10 @@
 The tasks of a step are dealt to the processes in order, and each process's, with gradient accumulation, to its micro-batches.
 Gradients are averaged by DistributedDataParallel. Running statistics of batch normalisation follow one task after the other
 in one process; here each process begins with the same ones and sees its own tasks only, and `combine` then finds what one
-process would have had, exactly. So how many processes there are does not change what is computed.
+process would have had, exactly. So how many processes there are does not change what is computed, up to rounding.
+
+Two things stay each process's own: random numbers (dropout, augmentation, `mann(order="shuffled")`), and what a method hands from
+task to task (`reptile(carry=True)`).
 
 Shape letters: T tasks a step, P processes.
 """

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multifsl.augment import augmented, check_augment
 from multifsl.bank import Bank, Progress, Stream, embed_items, open_data, sampler_of
 from multifsl.base_training import BaseClassifier
 from multifsl.checkpoint import Run, run_of, save_run
@@ -90,6 +91,7 @@ def train(
     imbalance: float = 0.0,
     skip_small_classes: bool = False,
     freeze_encoder: bool = False,
+    augment: str | None = None,
     device: str = "auto",
     data_root: Path | str | None = None,
     resume: bool = False,
@@ -124,6 +126,7 @@ def train(
         disjoint_groups, imbalance, skip_small_classes: see EpisodeSampler.
         freeze_encoder: leave the encoder as it is, and train the method's own weights on embeddings that are made once: a
             hundred times the steps where the encoder is large.
+        augment: "photos" or "speech", random changes to the training items, see `multifsl.augment`.
         report: called as report(step, fraction done, {"loss", "accuracy", "episodes_per_second"}) every few steps.
         progress: wraps the reading of the data, such as `rich.progress.track`.
 
@@ -152,6 +155,11 @@ def train(
     network = open_encoder(encoder, task=data)
     learner: Method = build("methods", method, encoder=network, way=highest(way))
     check_modality(learner, data)
+    check_augment(augment, data.modality)
+    if augment is not None and freeze_encoder:
+        raise MultifslError(
+            "with a frozen encoder embeddings are made once, so that items cannot change: leave augment out"
+        )
     shape: dict[str, Any] = {
         "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
         "skip_small_classes": skip_small_classes,
@@ -161,7 +169,7 @@ def train(
         **shape, "way": _plain(way), "shot": _plain(shot),
         "episodes_per_step": episodes_per_step, "steps": steps, "minutes": minutes, "lr": lr, "optimizer": optimizer,
         "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip, "ema": ema, "accumulate": accumulate,
-        "patience": patience, "precision": precision, "freeze_encoder": freeze_encoder,
+        "patience": patience, "precision": precision, "freeze_encoder": freeze_encoder, "augment": augment,
     }  # fmt: skip
     if freeze_encoder:
         _check_frozen(learner)
@@ -278,6 +286,8 @@ def train(
             before = processes.buffers(model)
             for part in range(accumulate):
                 episodes = next(batches)
+                if augment is not None:
+                    episodes = augmented(episodes, augment)
                 last = part == accumulate - 1
                 with nullcontext() if last else processes.without_sync(shared):
                     with torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
