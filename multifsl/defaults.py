@@ -54,8 +54,8 @@ def open_encoder(spec: str | Encoder, *, task: Task | None = None) -> Encoder:
             continue
         if reasons:
             warnings.warn(
-                f"{choice} is taken for {modality}, since the default, {DEFAULTS[modality][0]}, cannot be had here "
-                f'(`open_encoder("{DEFAULTS[modality][0]}")` says why)',
+                f"{choice} is taken for {modality}, since the default, {DEFAULTS[modality][0]}, cannot be had here; asked for by "
+                "that name, it says why",
                 DefaultEncoderWarning,
                 stacklevel=3,
             )

@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import warnings
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,9 @@ def remove_checkpoints(out: Path) -> None:
 OWN_FILES = ("run.json", "model.safetensors", *CHECKPOINTS, "metrics.jsonl", "settings.json", curves.NAME)
 
 
+BOARD = "tensorboard"  # a folder in a run's
+
+
 def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Agree to the place of a run, before the long part and before anything in it changes."""
     if resume and overwrite:
@@ -81,23 +86,38 @@ def open_folder(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for name in OWN_FILES:
             (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / BOARD, ignore_errors=True)
         write_atomically(out / "settings.json", json.dumps(settings, indent=2).encode())
     except OSError as error:
         raise MultifslError(f"cannot write the run to {out}: {error.strerror}") from error
 
 
 class Metrics:
-    """`metrics.jsonl`: a line a look; lines that a lost stretch of training wrote are dropped."""
+    """`metrics.jsonl`: a line a look; lines that a lost stretch of training wrote are dropped. TensorBoard, where it is installed,
+    finds the same numbers in the folder `tensorboard`."""
 
     def __init__(self, path: Path, keep_through: int) -> None:
         self.path = path
         if path.exists():
             rows = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_through]
             write_atomically(path, "".join(f"{row}\n" for row in rows).encode())
+        self.board: Any = None
+        if find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(path.parent / BOARD), purge_step=keep_through + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
 
 
 def _step_of(line: str) -> float:

@@ -340,6 +340,9 @@ def train(
             if stopped:
                 raise MultifslError(f"stopped at step {at.step}; the state is in {out} and goes on by --resume")
 
+    if metrics is not None:
+        metrics.close()
+
     # ---- the run ----
     if at.best:
         learner.load_state_dict(at.best)

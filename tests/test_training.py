@@ -76,6 +76,20 @@ def test_a_run_learns_and_holds_what_it_needs(pictures: Path, tmp_path: Path) ->
     assert multifsl.evaluate(tmp_path / "run", query=3, way=3, episodes=200).accuracy == result.accuracy
 
 
+def test_tensorboard_finds_the_same_numbers(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):  # the second one in the place of the first, whose events are gone
+        run(pictures, tmp_path / "run", overwrite=True)
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "accuracy", "val_accuracy"):
+        written = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows if name in row]
+        assert [(event.step, event.value) for event in found.Scalars(name)] == written
+
+
 def test_a_run_has_a_picture_of_how_it_went(pictures: Path, tmp_path: Path) -> None:
     """Its loss at each look, its accuracy, its validations; the same numbers draw the same file."""
     run(pictures, tmp_path / "run", steps=120)
