@@ -298,6 +298,7 @@ def load_run(
     info, tensors = read_pair(path, "run.json", "run")
     built = build_pair(info, path, allow_download=allow_download)
     source = path / "model.safetensors"
+    info = {"encoder_weights": "inside", **info}  # what older runs, which held all, do not say
     load_own(built, tensors, info, path / "run.json", source)
     if method is not None:
         tensors, published = built.state_dict(), built.encoder.published
