@@ -71,6 +71,10 @@ def test_a_run_learns_and_holds_what_it_needs(pictures: Path, tmp_path: Path) ->
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
     loaded = multifsl.load_run(tmp_path / "run")
     assert equal(dict(loaded.method.state_dict()), dict(done.method.state_dict()))
+    older = {k: v for k, v in info.items() if k not in ("encoder_weights", "encoder_digest")}  # which held all weights
+    shutil.copytree(tmp_path / "run", tmp_path / "older")
+    (tmp_path / "older" / "run.json").write_text(json.dumps(older))
+    assert equal(dict(multifsl.load_run(tmp_path / "older").method.state_dict()), dict(done.method.state_dict()))
     result = multifsl.evaluate(tmp_path / "run", query=3, way=3, episodes=200)
     assert result.accuracy > 0.9 and 0 <= result.ci95 < 0.05
     assert multifsl.evaluate(tmp_path / "run", query=3, way=3, episodes=200).accuracy == result.accuracy
