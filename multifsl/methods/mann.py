@@ -36,7 +36,7 @@ from multifsl.functional import full_precision, lstm_cell, mask_absent, masked_c
 from multifsl.method import EmbeddingMethod, Output, check_support
 from multifsl.options import check_below_one, check_choice, check_counts, check_flags
 
-LENGTH = 3.0  # of a standardised embedding, beside labels of length 1
+LENGTH = 8.0  # of a standardised embedding, beside labels of length 1: with 20, of 384 numbers of variance 1, nothing is learned
 
 
 class MannState(NamedTuple):
@@ -68,7 +68,7 @@ class Mann(EmbeddingMethod):
         gamma: what is left of a slot's usage after one more item, a number from 0 and below 1.
         temperature: what cosines are divided by in reading, a number above 0, or "learned", trained from 0.1. With the paper's 1,
             one of 128 slots gets no more than 6 % of the weight, and learning takes longer.
-        standardise: whether each embedding is brought to mean 0 over its own numbers and to a length of 3. Long ones, such as
+        standardise: whether each embedding is brought to mean 0 over its own numbers and to a length of 8. Long ones, such as
             conv4's of a length of 34, saturate the LSTM and drown the labels, and nothing is learned.
 
     >>> from multifsl.encoder import Features

@@ -320,7 +320,7 @@ def test_embeddings_are_standardised_each_by_itself() -> None:
     made, plain = method("standardise=True"), method()
     x, q = items(7), items(4, seed=1)
     by_hand = [(v - v.mean(1, keepdims=True)) / np.sqrt(v.var(1, keepdims=True) + 1e-5) for v in (x, q)]
-    by_hand = [v * 3 / np.sqrt(v.shape[1]) for v in by_hand]
+    by_hand = [v * 8 / np.sqrt(v.shape[1]) for v in by_hand]
     expected = plain.eval().solve(episode(*by_hand))
     assert_close(made.eval().solve(episode(x, q)), expected, rtol=1e-10, atol=1e-10)
     assert_close(made.solve(episode(50 * x + 7, 50 * q + 7)).logits, expected.logits, rtol=1e-2, atol=1e-3)
