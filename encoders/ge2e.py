@@ -21,8 +21,6 @@ Shape letters: B clips, L samples, F frames, M mel bands, P windows.
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
+from multifsl.encoders._hub import package_folder
 from multifsl.encoders._speech import SAMPLE_RATE, load_waveform, stack_waves
 from multifsl.episode import Inputs
 from multifsl.errors import BadFile, DataNotFound, MultifslError
@@ -131,12 +130,12 @@ def window_counts(length: Tensor) -> Tensor:
 
 def published_weights() -> dict[str, Tensor]:
     """The state dict in the installed package; nothing of the package is run, and only tensors are read."""
-    spec = find_spec("resemblyzer")  # finds the files without running the package
-    if spec is None or not spec.submodule_search_locations:
+    home = package_folder("resemblyzer")
+    if home is None:
         raise DataNotFound(
             "ge2e takes its weights from a package that is not installed: pip install --no-deps resemblyzer"
         )
-    file = Path(next(iter(spec.submodule_search_locations))) / "pretrained.pt"
+    file = home / "pretrained.pt"
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
     except FileNotFoundError:

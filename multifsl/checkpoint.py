@@ -239,6 +239,14 @@ def load_own(method: Method, tensors: dict[str, Tensor], info: dict[str, Any], s
     method.encoder.published = published
 
 
+CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")  # of a run that trains; the newest first
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether there is something that a training can go on from."""
+    return any((out / name).exists() for name in CHECKPOINTS)
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained method with its encoder, and what is known of how it came about (the content of `run.json`)."""
@@ -293,7 +301,7 @@ def load_run(
         MultifslError: no run there, or one that is still training. BadFile: a damaged one, with the reason.
     """
     path = Path(path)
-    if any(path.glob("checkpoint*.safetensors")) and not (path / "run.json").exists():
+    if has_checkpoint(path) and not (path / "run.json").exists():
         raise MultifslError(f"the run {path} is not finished; go on with it by --resume")
     info, tensors = read_pair(path, "run.json", "run")
     built = build_pair(info, path, allow_download=allow_download)

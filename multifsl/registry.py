@@ -318,8 +318,8 @@ def build(
         return parts[0] if len(parts) == 1 else Joined(*parts)
     if kind == "encoders":
         one = _single(kind, spec)  # one that begins with published weights knows best what they were trained with
-        open_to_hints = task is not None and not find(kind, one.name).pretrained  # type: ignore[attr-defined]
-        return _create(kind, one, hints=task.hints if task is not None and open_to_hints else None)
+        hints = {} if task is None or find(kind, one.name).pretrained else task.hints  # type: ignore[attr-defined]
+        return _create(kind, one, hints=hints)
     if kind == "methods":
         hints = {} if way is None else {"max_way": way}
         return _create(kind, _single(kind, spec), leading=(encoder,), hints=hints)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from multifsl import curves
-from multifsl.checkpoint import read_json, read_tensors, to_bytes, write_atomically
+from multifsl.checkpoint import CHECKPOINTS, read_json, read_tensors, to_bytes, write_atomically
 from multifsl.errors import BadFile, MultifslError
 from multifsl.optim import Average
 
@@ -29,14 +29,6 @@ class Progressed:
     best_step: int = 0
     without_better: int = 0  # validations since the best one
     best: dict[str, Tensor] = field(default_factory=dict)
-
-
-CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")  # the newest first
-
-
-def has_checkpoint(out: Path) -> bool:
-    """Whether there is something to go on from."""
-    return any((out / name).exists() for name in CHECKPOINTS)
 
 
 def remove_checkpoints(out: Path) -> None:

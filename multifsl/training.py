@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from multifsl.augment import augmented, check_augment
 from multifsl.bank import Bank, Progress, Stream, embed_items, open_data, sampler_of
 from multifsl.base_training import BaseClassifier
-from multifsl.checkpoint import Run, run_of, save_run
+from multifsl.checkpoint import Run, has_checkpoint, run_of, save_run
 from multifsl.curves import draw
 from multifsl.defaults import open_encoder
 from multifsl.encoder import Encoder, Features
@@ -46,7 +46,6 @@ from multifsl.run_folder import (
     Metrics,
     Progressed,
     check_folder,
-    has_checkpoint,
     open_folder,
     remove_checkpoints,
     restore,
@@ -144,8 +143,11 @@ def train(
         raise MultifslError("steps and minutes must be numbers above 0")
     check_way(way)
     check_counts(episodes_per_step=episodes_per_step, accumulate=accumulate)
-    check_positive(lr=lr, **{k: v for k, v in {"clip": clip}.items() if v is not None})
-    check_counts(**{k: v for k, v in {"patience": patience}.items() if v is not None})
+    check_positive(lr=lr)
+    if clip is not None:
+        check_positive(clip=clip)
+    if patience is not None:
+        check_counts(patience=patience)
     check_schedule(schedule, warmup)
     check_choice("precision", precision, ("float32", "bfloat16", "float64"))
     processes = Processes(pick_device(device))
@@ -211,7 +213,7 @@ def train(
     processes.wait()  # until all have looked at the folder
     if processes.first:
         open_folder(out, settings, resume=resume)
-    if not processes.first:
+    else:
         torch.manual_seed(seed + 1_000_003 * processes.rank)  # each draws numbers of its own
     at = Progressed()
     if resume and has_checkpoint(out):
@@ -226,7 +228,6 @@ def train(
     began = time.monotonic() - at.seconds
     saved, logged = at.seconds, time.monotonic()
     losses: list[Tensor] = []  # of the steps since the last look
-    losses_now: list[Tensor] = []  # of a step's micro-batches
     accuracies: list[Tensor] = []
 
     def fraction() -> float:
@@ -249,10 +250,12 @@ def train(
     validations = VALIDATIONS if steps is None else max(1, min(VALIDATIONS, steps // STEPS_BETWEEN_VALIDATIONS))
     validating = 0.0  # seconds
     latest = at.best_accuracy  # of the validations; a resumed run shows the best one until its next
-    stale = patience is not None and at.without_better >= patience  # whether patience has run out
+
+    def impatient() -> bool:
+        return patience is not None and at.without_better >= patience
 
     def validate() -> None:
-        nonlocal latest, validating, stale
+        nonlocal latest, validating
         at.validations += 1
         costly = minutes is not None and validating > VALIDATION_SHARE * at.seconds and fraction() < 1
         if validation is None or costly:
@@ -276,14 +279,14 @@ def train(
         if latest > at.best_accuracy:
             at.best_accuracy, at.best_step, at.without_better = latest, at.step, 0
             at.best = {k: v.detach().clone() for k, v in learner.state_dict().items()}
-        stale = patience is not None and at.without_better >= patience
         validating += time.monotonic() - start
 
+    given_up: float = impatient()  # what all processes agree on
     with _interrupts() as interrupted:
-        while fraction() < 1 and not stale:
+        while fraction() < 1 and not given_up:
             for group in mover.param_groups:
                 group["lr"] = lr * learning_rate(schedule, warmup, fraction())
-            before = processes.buffers(model)
+            before, parts = processes.buffers(model), list[Tensor]()  # parts: losses of the micro-batches
             for part in range(accumulate):
                 episodes = next(batches)
                 if augment is not None:
@@ -293,7 +296,7 @@ def train(
                     with torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
                         output = shared(episodes)
                     (output.loss.mean() / accumulate).backward()
-                losses_now.append(output.loss.detach().mean())
+                parts.append(output.loss.detach().mean())
                 accuracies.append(accuracy(output.logits.detach(), episodes.query.y).mean())
             if clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -302,8 +305,7 @@ def train(
             processes.combine(model, before)
             if average is not None:
                 average.update(learner, at.step)
-            losses.append(torch.stack(losses_now).mean())
-            losses_now.clear()
+            losses.append(torch.stack(parts).mean())
             at.step += 1
             at.seconds, stopped = processes.agree(time.monotonic() - began, bool(interrupted))
 
@@ -328,8 +330,9 @@ def train(
                     finite_loss()  # weights that are not finite have no accuracy
                 with average.in_place_of(learner) if average is not None else nullcontext():
                     validate()
-                told = processes.agree(time.monotonic() - began, bool(interrupted or stopped), stale)
-                at.seconds, stopped, stale = told[0], told[1], bool(told[2])
+                at.seconds, stopped, given_up = processes.agree(
+                    time.monotonic() - began, bool(interrupted or stopped), impatient()
+                )
             if stopped or at.seconds - saved > CHECKPOINT_SECONDS:
                 if losses:
                     finite_loss()  # else the last good checkpoint stays

@@ -11,10 +11,13 @@ import numpy as np
 from PIL import Image
 
 from multifsl.errors import BadFile, BadItem, DataNotFound
-from multifsl.task import Items, data_roots
+from multifsl.task import Items, Source, data_roots
 from multifsl.tasks._files import File, Lazy, build, data_file, folder_or_zip, some
 from multifsl.tasks._folders import class_folders
 from multifsl.tasks._splits import listed
+
+SOURCE = Source("cifar100", "https://www.cs.toronto.edu/~kriz/cifar.html", "none stated", 169, also=("cifar_fs",))
+HINTS = {"channels": 3, "image_size": 32}
 
 Record = tuple[Path, int]  # a file of the binary version, and a record's number in it
 RECORD = 2 + 3 * 32 * 32  # bytes: the number of the superclass, that of the class, red, green, blue row by row

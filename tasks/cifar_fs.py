@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from multifsl.download import Get
-from multifsl.task import Items, Source, Task
-from multifsl.tasks._cifar100 import CLASSES, cifar_items
+from multifsl.task import Items, Task
+from multifsl.tasks._cifar100 import CLASSES, HINTS, SOURCE, cifar_items
 from multifsl.tasks._official import write_cifar100
 
 VAL = (
@@ -39,8 +39,8 @@ class CifarFS(Task):
     """
 
     modality = "image"
-    hints: ClassVar[dict[str, Any]] = {"channels": 3, "image_size": 32}
-    source = Source("cifar100", "https://www.cs.toronto.edu/~kriz/cifar.html", "none stated", 169, also=("cifar_fs",))
+    hints: ClassVar[dict[str, Any]] = HINTS
+    source = SOURCE
 
     def items(self, split: str) -> Items:
         return cifar_items(split, SPLITS, self.data_root)

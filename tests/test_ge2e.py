@@ -89,7 +89,7 @@ def test_it_is_adapted_task_by_task_alone(encoder: Ge2e) -> None:
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ge2e, "find_spec", lambda name: None)
+    monkeypatch.setattr(ge2e, "package_folder", lambda name: None)
     with pytest.raises(DataNotFound, match="pip install --no-deps resemblyzer"):
         Ge2e()
 

@@ -18,11 +18,10 @@ from PIL import Image
 import multifsl
 from multifsl import curves, training
 from multifsl.bank import BadItemWarning, Bank, Stream, open_data, sampler_of
-from multifsl.checkpoint import read_tensors
+from multifsl.checkpoint import CHECKPOINTS, read_tensors
 from multifsl.encoder import Encoder
 from multifsl.errors import BadFile, MultifslError
 from multifsl.registry import build
-from multifsl.run_folder import CHECKPOINTS
 from tests.needs import needs_minilm
 
 ENCODER = "conv4(width=8, channels=1, image_size=16)"
