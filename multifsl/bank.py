@@ -103,6 +103,7 @@ class Stream:
             dataset,
             batch_size=None,
             num_workers=self.workers,
+            generator=torch.Generator(),  # else it draws from everybody's, and a resumed run draws once more
             pin_memory=self.device.type == "cuda",
         )
         for support_x, query_x, support_y, query_y, present in loader:

@@ -26,7 +26,9 @@ from multifsl.encoder import Encoder, no_downloads
 from multifsl.errors import BadFile, MultifslError
 from multifsl.functional import digest
 from multifsl.method import Method
+from multifsl.options import check_choice
 from multifsl.registry import build, filled_in, find, names, parse, resolved
+from multifsl.shipped import is_shipped, run_folder
 
 SCHEMA = 1
 MAX_JSON_BYTES = 64 * 2**20
@@ -239,6 +241,7 @@ def load_own(method: Method, tensors: dict[str, Tensor], info: dict[str, Any], s
     method.encoder.published = published
 
 
+LAST = "last.safetensors"  # beside a run's best weights, where those are not the last
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")  # of a run that trains; the newest first
 
 
@@ -277,8 +280,15 @@ def run_of(path: Path, method: Method, info: dict[str, Any]) -> Run:
     return Run(path, method, full)
 
 
-def save_run(path: Path, method: Method, info: dict[str, Any]) -> Run:
-    """Write a run's final files into its folder; an encoder that was not trained and whose weights are published is named."""
+def save_run(path: Path, method: Method, info: dict[str, Any], *, last: dict[str, Tensor] | None = None) -> Run:
+    """Write a run's final files into its folder; an encoder that was not trained and whose weights are published is named.
+
+    last: the weights that the training ended with, in the form of `own_weights`, where they are not the method's.
+    """
+    if last is not None:
+        data = to_bytes(last)
+        write_atomically(path / LAST, data)
+        info = {**info, "last_sha256": checksum(data)}
     run = run_of(path, method, info)
     write_pair(path, "run.json", run.info, own_weights(method))
     return run
@@ -289,23 +299,33 @@ def load_run(
     *,
     method: str | None = None,
     way: int | None = None,
+    weights: str = "best",
     device: str | torch.device = "cpu",
     allow_download: bool = False,
 ) -> Run:
-    """A finished run.
+    """A finished run: its folder, or "model:NAME", one that comes with the package.
 
+    weights: "best", those that did best on validation episodes, or "last", those that the training ended with, where it
+        has others (a "model:NAME" has none).
     method: take this instead of the run's own. Of the same name, it takes over all weights, and the options that it leaves open,
     such as MAML with other steps; of another, the encoder's weights alone, for `way` classes.
 
     Raises:
         MultifslError: no run there, or one that is still training. BadFile: a damaged one, with the reason.
     """
-    path = Path(path)
+    check_choice("weights", weights, ("best", "last"))
+    allow_download = allow_download or is_shipped(path)  # what they name was chosen by us
+    path = run_folder(path)
     if has_checkpoint(path) and not (path / "run.json").exists():
         raise MultifslError(f"the run {path} is not finished; go on with it by --resume")
     info, tensors = read_pair(path, "run.json", "run")
-    built = build_pair(info, path, allow_download=allow_download)
     source = path / "model.safetensors"
+    if weights == "last" and info.get("last_sha256") is not None:  # else the best ones were the last
+        source = path / LAST
+        if not source.is_file() or checksum(source.read_bytes()) != info["last_sha256"]:
+            raise BadFile(f"{source} is damaged or missing: its checksum is not the one in run.json")
+        tensors = read_tensors(source)[0]
+    built = build_pair(info, path, allow_download=allow_download)
     info = {"encoder_weights": "inside", **info}  # what older runs, which held all, do not say
     load_own(built, tensors, info, path / "run.json", source)
     if method is not None:

@@ -38,6 +38,7 @@ from multifsl.evaluation import check_finite, pick_device
 from multifsl.functional import full_precision
 from multifsl.method import Method
 from multifsl.registry import build, resolved
+from multifsl.shipped import SHIPPED
 from multifsl.task import Items
 
 MODEL_JSON = "model.json"
@@ -284,13 +285,27 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device: str = "auto",
         allow_download: bool = False,
     ) -> Self:
-        """A classifier, not yet fitted, on the encoder and the method of a training run.
+        """A classifier, not yet fitted, on the encoder and the method of a training run: its folder, or "model:NAME".
 
         method: instead of the run's own. Of the same name, it takes over the run's weights, such as MAML with more steps; of
         another, the encoder's alone, and is made for `way` classes.
         """
         loaded = load_run(run, method=method, way=way, device=pick_device(device), allow_download=allow_download)
         return cls(loaded.method.encoder, loaded.method, device=device)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, method: str | None = None, way: int | None = None, device: str = "auto"
+    ) -> Self:
+        """A classifier, not yet fitted, on a model that comes with the package; `multifsl list models` has them.
+
+        Where the model is an adapter to a published encoder, that one is downloaded if it is not on this machine.
+
+        >>> model = FewShotClassifier.from_pretrained("omniglot-prototypical")
+        >>> model.method.encoder.dim
+        64
+        """
+        return cls.from_run(SHIPPED + name.removeprefix(SHIPPED), method=method, way=way, device=device)
 
     # ---- inside ----
 

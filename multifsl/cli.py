@@ -37,6 +37,7 @@ app.add_typer(data_app, name="data")
 # ---- options that several commands share ----
 
 Modality = Literal["image", "speech", "text"]
+Split = Literal["train", "val", "test", "all"]
 _debug = False
 
 
@@ -112,15 +113,15 @@ def _main(
 @app.command("list")
 def list_(
     kind: Annotated[
-        Literal["encoders", "methods", "tasks", "models"] | None, typer.Argument(help="Of one kind only.")
+        Literal["encoders", "methods", "tasks", "models", "recipes"] | None, typer.Argument(help="Of one kind only.")
     ] = None,
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
-    """List encoders and tasks by modality and methods by family, with what their specs take; and the models that come along."""
+    """List encoders and tasks by modality, methods by family, the models that come along, and the recipes that made them."""
     from rich.table import Table
 
-    from multifsl import registry
+    from multifsl import registry, shipped
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("kind", "name", "arguments", "what it is"):
@@ -130,16 +131,32 @@ def list_(
         for name in sorted(groups, key=lambda name: (_ORDER.get(groups[name], len(_ORDER)), name)):
             shown = f"{one[:-1]}: {_SHOWN.get(groups[name], groups[name])}".removesuffix(": ")
             table.add_row(shown, name, registry.arguments(one, name), registry.summary(one, name))
-    if table.row_count:
-        console().print(table)
-    else:
-        print("no trained models come with this version; `multifsl train` makes your own")
+    if kind in (None, "models", "recipes"):
+        from multifsl.recipe import load_recipe, recipe_names
+
+        if kind != "recipes":
+            for name in shipped.model_names():
+                recipe = load_recipe(name)
+                table.add_row(
+                    "model", shipped.SHIPPED + name, recipe.train["method"], f"{recipe.title}: {recipe.result}"
+                )
+        if kind != "models":
+            for name in recipe_names():
+                recipe = load_recipe(name)
+                table.add_row("recipe", name, recipe.train["method"], f"{recipe.title}, as in {recipe.source}")
+    console().print(table)
 
 
 @app.command()
 def train(
     task: Annotated[str, typer.Argument(metavar="TASK", help='Such as omniglot, or "speech_commands + librispeech".')],
-    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help='Such as conv4, or "ecapa(channels=256)".')],
+    encoder: Annotated[
+        str,
+        typer.Argument(
+            metavar="ENCODER",
+            help='Such as conv4, or "ecapa(channels=256)"; model:NAME or run:FOLDER begins with that of a run.',
+        ),
+    ],
     method: Annotated[
         str, typer.Argument(metavar="METHOD", help="Such as prototypical, or \"prototypical(distance='cosine')\".")
     ],
@@ -184,7 +201,12 @@ def train(
         bool, typer.Option("--freeze-encoder", help="Train the method alone, on embeddings that are made once.")
     ] = False,
     augment: Annotated[
-        Literal["photos", "speech"] | None, typer.Option(help="Change training items at random, as the field does.")
+        Literal["photos", "drawings", "speech"] | None,
+        typer.Option(help="Change training items at random, as the field does."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="An encoder that the trained one imitates, such as ge2e: how alike items are to it."),
     ] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
@@ -205,8 +227,8 @@ def train(
             weight_decay=weight_decay, schedule=schedule, warmup=warmup, clip=clip, ema=ema, accumulate=accumulate,
             patience=patience, seed=seed, precision=precision,
             disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes,
-            freeze_encoder=freeze_encoder, augment=augment, device=device, data_root=data_root, resume=resume, overwrite=overwrite,
-            report=report, progress=track,
+            freeze_encoder=freeze_encoder, augment=augment, teacher=teacher, device=device, data_root=data_root,
+            resume=resume, overwrite=overwrite, report=report, progress=track,
         )  # fmt: skip
     done = run.info["metrics"]
     validated = ""
@@ -221,7 +243,8 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run's folder; or give --task and --encoder.")
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run's folder, or model:NAME; or give --task and --encoder."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="The task; by default the run's own.")] = None,
     encoder: Annotated[str | None, typer.Option(help="An encoder as it is, no training.")] = None,
@@ -232,7 +255,8 @@ def evaluate(
             'its weights, such as "maml(test_steps=10)".'
         ),
     ] = None,
-    split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="Which classes.")] = "test",
+    weights: Annotated[Literal["best", "last"], typer.Option(help="The run's best weights, or its last.")] = "best",
+    split: Annotated[Split, typer.Option(help="Which classes.")] = "test",
     way: Way = "5",
     shot: Shot = "1",
     query: Query = 15,
@@ -254,7 +278,7 @@ def evaluate(
     result = run_evaluation(
         run, task=task, encoder=encoder, split=split, way=_range("way", way), shot=_range("shot", shot), query=query,
         episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance, device=device, data_root=data_root,
-        skip_small_classes=skip_small_classes, allow_download=allow_download, progress=track, method=method,
+        skip_small_classes=skip_small_classes, allow_download=allow_download, progress=track, method=method, weights=weights,
     )  # fmt: skip
     if json_ is not None:
         write_json(result.to_json(), json_)
@@ -268,6 +292,62 @@ def evaluate(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="As in `multifsl list recipes`, or the path of a .toml file.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run's folder; by default runs/RECIPE.")] = None,
+    eval_only: Annotated[
+        bool, typer.Option("--eval-only", help="Train nothing; score the weights that come along, or the run at --out.")
+    ] = False,
+    split: Annotated[Split | None, typer.Option(help="Which classes, instead of the recipe's.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="How many, instead of the recipe's.", min=2)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the training, instead of the recipe's.", min=0)] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+    json_: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Train a recipe, or go on with it where it was stopped, and print the published figures beside ours."""
+    from rich.table import Table
+
+    from multifsl.recipe import load_recipe
+    from multifsl.recipe import reproduce as run_recipe
+    from multifsl.training import keep_memory
+
+    recipe = load_recipe(name)
+    keep_memory()
+    with training_line() as report:
+        figures = run_recipe(
+            name, out=out, eval_only=eval_only, split=split, episodes=episodes, seed=seed, device=device,
+            data_root=data_root, overwrite=overwrite, report=report, progress=track,
+        )  # fmt: skip
+    if int(os.environ.get("RANK", "0")):
+        return  # one process of several tells it
+    if json_ is not None:
+        write_json({"recipe": recipe.name, "figures": [figure.to_json() for figure in figures]}, json_)
+    if json_ != "-":
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("", "published", "ours", "classes", "episodes", ""):
+            table.add_column(column, overflow="fold")
+        for figure in figures:
+            ours, published = figure.ours, figure.row.published
+            table.add_row(
+                figure.row.name,
+                "" if published is None else f"{published:g}",
+                f"{100 * ours.accuracy:.2f} ± {100 * ours.ci95:.2f}",
+                ours.split,
+                f"{ours.episodes:,}",
+                "transductive" if ours.transductive else "inductive",
+            )
+        print(f"{recipe.title}\npublished: {recipe.source}")
+        console().print(table)
+        if any(figure.ours.split == "val" for figure in figures):
+            print("The val classes chose the weights; the published figures are of test classes.")
+
+
+@app.command()
 def fit(
     data: Annotated[
         Path,
@@ -276,7 +356,9 @@ def fit(
         ),
     ],
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder to write.")],
-    run: Annotated[Path | None, typer.Option(help="Take the encoder and the method of a run.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Take the encoder and the method of a run: its folder, or model:NAME.")
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="The encoder; by default the best for the modality that can be had here.")
     ] = None,
@@ -552,7 +634,7 @@ def _guess_modality(data: Path) -> str:
 
 
 def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
-    from multifsl.defaults import open_encoder
+    from multifsl.defaults import is_random, open_encoder
     from multifsl.registry import resolved
 
     if isinstance(classifier.encoder, str):
@@ -560,7 +642,7 @@ def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
 
         torch.manual_seed(0)  # weights that nobody published start at random, but the same every time
         built = open_encoder(classifier.encoder, task=task)
-        if not built.pretrained:
+        if is_random(classifier.encoder, built):
             warnings.warn(
                 f"{classifier.encoder} has random weights; train it first (`multifsl train`, then --run)", stacklevel=2
             )

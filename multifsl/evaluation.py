@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from multifsl.bank import Bank, Progress, embed_items, sampler_of, select
 from multifsl.checkpoint import load_run
-from multifsl.defaults import open_encoder
+from multifsl.defaults import is_random, open_encoder
 from multifsl.encoder import Encoder
 from multifsl.episode import EpisodeSampler, Range
 from multifsl.errors import BadFile, BadItem, MultifslError
 from multifsl.functional import accuracy
 from multifsl.method import Method
+from multifsl.options import check_arguments
 from multifsl.registry import build, resolved
 from multifsl.task import Items, Task, check_split
 
@@ -63,6 +64,7 @@ def evaluate(
     task: str | Task | None = None,
     encoder: str | Encoder | None = None,
     method: str | None = None,
+    weights: Literal["best", "last"] = "best",
     split: str = "test",
     way: Range = 5,
     shot: Range = 1,
@@ -81,7 +83,7 @@ def evaluate(
     """Evaluate a run, or an encoder as it is.
 
     Args:
-        run: a run's folder. Its own task is taken unless `task` names another.
+        run: a run's folder, or "model:NAME". Its own task is taken unless `task` names another. weights: its "best" or its "last".
         encoder: instead of a run, an encoder without further training. method: the one on top of it, by default
             "prototypical(distance='cosine')". With a run, in the place of its own: of the same name, with the run's weights (such
             as MAML with more steps); of another, on the run's encoder.
@@ -96,17 +98,17 @@ def evaluate(
     An example, on any folder with one folder of images a class:
     `evaluate(task="images('photos')", encoder="conv4", split="all", shot=5).accuracy`
     """
-    begin = time.perf_counter()
+    check_arguments(evaluate, locals())
     check_split(split)
-    if episodes < 2:
-        raise MultifslError(f"an interval needs at least 2 episodes, not {episodes}")
-    check_way(way)
+    begin = time.perf_counter()
     where = pick_device(device)
     trained_on: Any = None
     if run is not None:
         if encoder is not None:
             raise MultifslError("evaluate takes a run or an encoder, not both")
-        loaded = load_run(run, method=method, way=highest(way), device=where, allow_download=allow_download)
+        loaded = load_run(
+            run, method=method, way=highest(way), weights=weights, device=where, allow_download=allow_download
+        )
         learner, info = loaded.method, loaded.info
         trained_on = info.get("task")
         task = trained_on if task is None else task
@@ -118,7 +120,7 @@ def evaluate(
     if encoder is not None:
         torch.manual_seed(seed)  # an encoder without published weights starts at random
         network = open_encoder(encoder, task=data)
-        if not network.pretrained and isinstance(encoder, str):
+        if is_random(encoder, network):
             warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=2)
         learner = build("methods", method or DEFAULT_METHOD, encoder=network, way=highest(way)).to(where)
         learner.warn_of_random_weights()
@@ -226,14 +228,6 @@ def check_finite(z: Tensor, items: Sequence[Any]) -> None:
         position = int((~finite).nonzero()[0])
         name = items.iloc[position] if hasattr(items, "iloc") else items[position]
         raise BadItem(f"the embedding of item {position} ({str(name)[:80]}) is not finite")
-
-
-def check_way(way: Range) -> None:
-    """Raises MultifslError where an episode may have a single class."""
-    if (way if isinstance(way, int) else way[0]) < 2:
-        raise MultifslError(
-            f"with fewer than 2 classes there is nothing to tell apart: way must be at least 2, not {way}"
-        )
 
 
 def highest(value: Range) -> int:

@@ -62,6 +62,7 @@ class StepNorms(nn.Module):
         self.values = nn.ParameterList(
             getattr(norm, kind).detach().expand(steps + 1, -1).clone() for _, norm in norms for kind in _affine(norm)
         )
+        self.momenta = {flat(name): norm.momentum for name, norm in norms}
         self.running = [
             f"{name}.{kind}" for name, norm in norms for kind in _RUNNING if getattr(norm, kind) is not None
         ]
@@ -104,12 +105,12 @@ def flat(name: str) -> str:
 
 
 class Clock(nn.Module):
-    """Counts training steps, in the state dict; reading it never waits for an accelerator.
+    """A number of training steps, in the state dict; reading it never waits for an accelerator.
 
     >>> clock = Clock()
-    >>> clock.tick()
+    >>> clock.set(3)
     >>> clock.steps, clock.count
-    (1, tensor(1))
+    (3, tensor(3))
     """
 
     count: Tensor
@@ -120,9 +121,9 @@ class Clock(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_post_hook(_catch_up)  # type: ignore[no-untyped-call]
 
-    def tick(self) -> None:
-        self.steps += 1
-        self.count.add_(1)
+    def set(self, steps: int) -> None:
+        self.steps = steps
+        self.count.fill_(steps)
 
 
 def _catch_up(clock: Any, _: Any) -> None:

@@ -95,6 +95,12 @@ class Method(nn.Module):
                 f"max_way={n_ways}"
             )
 
+    def begin_step(self, step: int) -> None:
+        """Take note that training step `step`, counted from 0, begins. A training loop says so before the step's micro-batches.
+
+        What a method hands on then goes from step to step, and does not depend on the number of micro-batches and processes.
+        """
+
     @property
     def saw_base(self) -> bool:
         return False

@@ -4,37 +4,35 @@ Everything here is a function of how far a run is, from 0 to 1, so that a run gi
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from multifsl.errors import MultifslError
-from multifsl.options import check_below_one, check_choice, check_not_negative
-
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("cosine", "step", "constant")
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["cosine", "step", "constant"]
 MOMENTUM = 0.9  # of SGD, with Nesterov's correction
 
 
-def optimizer_of(
-    kind: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """An optimiser by name.
+def optimizer_of(kind: Optimizer, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """An optimiser, by name, of the parameters that a model trains.
 
     kind: "adam"; "adamw", whose decay is apart from the gradient (Loshchilov and Hutter 2019); "sgd", with momentum 0.9.
-    Vectors (biases, gains, learned numbers) are not decayed.
+    Layers' matrices and kernels are decayed. Vectors (biases, gains) and learned numbers (rates, gains of each step), of whatever
+    shape, are not: a tensor to be decayed has two axes or more and is named `weight...`, as in torch's layers.
 
-    >>> [group["weight_decay"] for group in optimizer_of("adamw", nn.Linear(2, 2).parameters(), 0.1, 0.01).param_groups]
+    >>> [group["weight_decay"] for group in optimizer_of("adamw", nn.Linear(2, 2), 0.1, 0.01).param_groups]
     [0.01, 0.0]
     """
-    check_choice("optimizer", kind, OPTIMIZERS)
-    check_not_negative(weight_decay=weight_decay)
-    every = list(parameters)
+    decayed: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decayed[p.ndim > 1 and name.rpartition(".")[2].startswith("weight")].append(p)
     groups = [
-        {"params": [p for p in every if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed[True], "weight_decay": weight_decay},
+        {"params": decayed[False], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if kind == "sgd":
@@ -42,12 +40,7 @@ def optimizer_of(
     return (torch.optim.AdamW if kind == "adamw" else torch.optim.Adam)(groups, lr=lr)
 
 
-def check_schedule(schedule: str, warmup: float) -> None:
-    check_choice("schedule", schedule, SCHEDULES)
-    check_below_one(warmup=warmup)
-
-
-def learning_rate(schedule: str, warmup: float, done: float) -> float:
+def learning_rate(schedule: Schedule, warmup: float, done: float) -> float:
     """What the learning rate is multiplied by when the share `done` of a run is behind.
 
     It rises along a line during the share `warmup`. Over the rest: "cosine" falls to 0 along half a cosine; "step" is halved
@@ -83,8 +76,6 @@ class Average:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        if not 0 < decay < 1:
-            raise MultifslError(f"ema must be a number above 0 and below 1, such as 0.999, not {decay!r}")
         self.decay = decay
         self.tensors = {k: v.detach().clone() for k, v in module.state_dict().items()}
 

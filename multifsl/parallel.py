@@ -3,15 +3,15 @@
 The tasks of a step are dealt to the processes in order, and each process's, with gradient accumulation, to its micro-batches.
 Gradients are averaged by DistributedDataParallel. Running statistics of batch normalisation follow one task after the other
 in one process; here each process begins with the same ones and sees its own tasks only, and `combine` then finds what one
-process would have had, exactly. So how many processes there are does not change what is computed, up to rounding.
-
-Two things stay each process's own: random numbers (dropout, augmentation, `mann(order="shuffled")`), and what a method hands from
-task to task (`reptile(carry=True)`).
+process would have had, exactly. What else a method hands on goes from step to step (`Method.begin_step`). So how many processes
+there are does not change what is computed, up to rounding. Random numbers (dropout, augmentation, `mann(order="shuffled")`) alone
+are each process's own.
 
 Shape letters: T tasks a step, P processes.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from multifsl.episode import EpisodeSampler, Indices
 from multifsl.errors import MultifslError
+from multifsl.inner import StepNorms
+from multifsl.norms import batch_norms
 
-COUNTERS = ("num_batches_tracked", "batches", "count")  # buffers that count what a process has seen
+COUNTERS = ("num_batches_tracked", "batches")  # how the names of buffers end that count what a process has seen
 
 
 class Processes:
@@ -42,8 +44,16 @@ class Processes:
             from accelerate.utils import DistributedDataParallelKwargs
 
             keep_own_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-            self._accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[keep_own_buffers])
+            self._accelerator = Accelerator(
+                cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[keep_own_buffers]
+            )
             self.rank, self.device = self._accelerator.process_index, self._accelerator.device
+        mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if mixed != "no" and self.first:
+            warnings.warn(
+                f"accelerate's mixed precision, {mixed}, is not used: the precision is what `precision` says",
+                stacklevel=3,
+            )
 
     @property
     def first(self) -> bool:
@@ -76,14 +86,27 @@ class Processes:
         """Over the processes."""
         return value if self._accelerator is None else self._accelerator.reduce(value, "mean")
 
-    def gather_states(self) -> list[Tensor]:
-        """The random state of each process, in the order of their ranks."""
-        own = torch.get_rng_state()
+    def gather_states(self) -> list[list[Tensor]]:
+        """The random states of each process, the host's and its device's, in the order of their ranks."""
+        own = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            own.append(torch.cuda.get_rng_state(self.device))
+        elif self.device.type == "mps":
+            own.append(torch.mps.get_rng_state())
         if self._accelerator is None:
             return [own]
         every: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(every, own)
         return every
+
+    def set_states(self, states: list[Tensor]) -> None:
+        """Put back what `gather_states` found of this process; nothing, where it had none."""
+        if states:
+            torch.set_rng_state(states[0])
+        if len(states) > 1 and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], self.device)
+        elif len(states) > 1 and self.device.type == "mps":
+            torch.mps.set_rng_state(states[1])
 
     # ---- what batches leave behind in a model ----
 
@@ -121,7 +144,8 @@ def one_after_the_other(
     """The buffers after all tasks in turn, where each process began with `before` and came to `found`.
 
     A running statistic r moves by r <- (1 - m) r + m s at each of n updates, so a process makes (1 - m)^n r + A of it, and
-    A does not depend on where it began. Counters are added up. Any other buffer is what the last process has.
+    A does not depend on where it began. (In `StepNorms` each inner step has an r and an n of its own.) Counters are added up.
+    Any other buffer is what the last process has.
 
     >>> norm = nn.BatchNorm1d(1, momentum=0.5)
     >>> before = {"running_mean": torch.tensor([4.0]), "num_batches_tracked": torch.tensor(0)}
@@ -129,20 +153,24 @@ def one_after_the_other(
     >>> one_after_the_other(norm, before, seen)["running_mean"]  # 4 -> 3 by a mean of 2, -> 4.5 by one of 6
     tensor([4.5000], dtype=torch.float64)
     """
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    # By what the names of running statistics begin with.
+    momenta = {f"{name}.".lstrip("."): norm.momentum for name, norm in batch_norms(model)}
+    for name, module in model.named_modules():
+        if isinstance(module, StepNorms):
+            momenta |= {f"{name}.{layer}__": momentum for layer, momentum in module.momenta.items()}
     after = {name: value.double() for name, value in found[-1].items()}
     for name, start in before.items():
-        home, _, last = name.rpartition(".")
-        if last in COUNTERS:
+        home = name.removesuffix("running_mean").removesuffix("running_var")
+        if name.endswith(COUNTERS):
             after[name] = start + sum(row[name] - start for row in found)
-        elif home in norms and last in ("running_mean", "running_var"):
-            count, momentum = f"{home}.num_batches_tracked".lstrip("."), norms[home].momentum
+        elif name != home and home in momenta:
+            count, momentum = f"{home}num_batches_tracked", momenta[home]
             if momentum is None:
                 raise MultifslError("batch normalisation with momentum=None cannot be trained in several processes")
             value = start.double()
             for row in found:
-                keep = (1 - momentum) ** float(row[count] - before[count])
-                value = row[name] + keep * (value - start)
+                keep = (1 - momentum) ** (row[count] - before[count]).double()  # [], or [K + 1] of inner steps
+                value = row[name] + keep.unsqueeze(-1) * (value - start)
             after[name] = value
     return after
 

@@ -4,18 +4,25 @@ import json
 import math
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from multifsl import curves
-from multifsl.checkpoint import CHECKPOINTS, read_json, read_tensors, to_bytes, write_atomically
+from multifsl.checkpoint import CHECKPOINTS, LAST, read_json, read_tensors, to_bytes, write_atomically
 from multifsl.errors import BadFile, MultifslError
+from multifsl.functional import digest
 from multifsl.optim import Average
+from multifsl.parallel import Processes
+
+
+class Finished(MultifslError):
+    """A run that is asked to go on has come to its end."""
 
 
 @dataclass
@@ -28,18 +35,41 @@ class Progressed:
     best_accuracy: float = -1.0
     best_step: int = 0
     without_better: int = 0  # validations since the best one
+    validating: float = 0.0  # seconds
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
-def remove_checkpoints(out: Path) -> None:
-    for name in CHECKPOINTS:
-        (out / name).unlink(missing_ok=True)
-
-
-OWN_FILES = ("run.json", "model.safetensors", *CHECKPOINTS, "metrics.jsonl", "settings.json", curves.NAME)
+OWN_FILES = ("run.json", "model.safetensors", LAST, *CHECKPOINTS, "metrics.jsonl", "settings.json", curves.NAME)
 
 
 BOARD = "tensorboard"  # a folder in a run's
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Where something is written to a run's folder: a full disk is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise MultifslError(
+            f"cannot write to {out}: {error.strerror or error}; what was saved before is whole, and the run goes on from there by "
+            "--resume"
+        ) from error
+
+
+def tidy(out: Path) -> None:
+    """Leave a finished run's folder as it is to be: with its picture, without checkpoints."""
+    for name in CHECKPOINTS:
+        (out / name).unlink(missing_ok=True)
+    remove_unfinished(out)
+    curves.draw(out)
+
+
+def remove_unfinished(out: Path) -> None:
+    """What a kill left of files that were being written."""
+    for name in OWN_FILES:
+        for path in out.glob(f".{name}.*"):
+            path.unlink()
 
 
 def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -48,16 +78,17 @@ def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite
         raise MultifslError("give resume or overwrite, not both")
     config = out / "settings.json"
     if resume:
-        if (out / "run.json").exists():
-            raise MultifslError(f"the run {out} is finished; there is nothing to resume")
         if not config.exists():
             raise MultifslError(f"there is no run to resume at {out}")
-        old = read_json(config)
-        differ = [f"{k}: {old.get(k)!r} then, {v!r} now" for k, v in settings.items() if old.get(k) != v]
+        old, new = (_compared(each) for each in (read_json(config), settings))
+        differ = [f"{k}: {v!r} then, {new.get(k)!r} now" for k, v in old.items() if v != new.get(k)]
         if differ:
             raise MultifslError(
                 f"the run {out} was started with other settings ({'; '.join(differ)}); resume with the same ones"
             )
+        if (out / "run.json").exists():
+            tidy(out)
+            raise Finished(f"the run {out} is finished; there is nothing to resume")
         return
     if out.exists() and not out.is_dir():
         raise MultifslError(f"{out} is a file; a run is a folder")
@@ -70,9 +101,16 @@ def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite
             raise MultifslError(f"{out} is no run: it is not overwritten")
 
 
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they must be again: of a run that the encoder came from the weights, not where they stood."""
+    given = settings.get("encoder_from")
+    return settings | ({"encoder_from": given[1]} if given else {})
+
+
 def open_folder(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """Make the run's folder; of an old run in it, the run's own files go."""
     if resume:
+        remove_unfinished(out)
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +129,7 @@ class Metrics:
     def __init__(self, path: Path, keep_through: int) -> None:
         self.path = path
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_through]
+            rows = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= keep_through]
             write_atomically(path, "".join(f"{row}\n" for row in rows).encode())
         self.board: Any = None
         if find_spec("tensorboard") is not None:
@@ -120,11 +158,11 @@ def _step_of(line: str) -> float:
 
 
 def save(
-    out: Path, model: nn.Module, optimizer: Any, average: Average | None, at: Progressed, states: list[Tensor]
+    out: Path, model: nn.Module, optimizer: Any, average: Average | None, at: Progressed, states: list[list[Tensor]]
 ) -> None:
     """Weights, their average, optimiser, random states and progress in one file; the one before stays as the second.
 
-    states: the random state of each process.
+    states: the random states of each process, the host's and its device's.
     """
     state = optimizer.state_dict()
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -133,18 +171,22 @@ def save(
     tensors |= {
         f"optimizer.{i}.{k}": v for i, entry in state["state"].items() for k, v in entry.items() if v is not None
     }
-    tensors |= {f"rng.{rank}": v for rank, v in enumerate(states)}
-    if torch.cuda.is_available():
-        tensors["rng_cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"rng.{rank}.{i}": v for rank, each in enumerate(states) for i, v in enumerate(each)}
     progressed = {k: v for k, v in vars(at).items() if k != "best"}
-    data = to_bytes(tensors, {"progress": json.dumps(progressed), "groups": json.dumps(state["param_groups"])})
+    header = {
+        "progress": json.dumps(progressed),
+        "groups": json.dumps(state["param_groups"]),
+        "processes": str(len(states)),
+        "digest": digest(tensors),
+    }
+    data = to_bytes(tensors, header)
     newest, previous = (out / name for name in CHECKPOINTS)
     if newest.exists():
         newest.replace(previous)
     write_atomically(newest, data)
 
 
-def restore(out: Path, model: nn.Module, optimizer: Any, average: Average | None, *, rank: int = 0) -> Progressed:
+def restore(out: Path, model: nn.Module, optimizer: Any, average: Average | None, processes: Processes) -> Progressed:
     """Put back what `save` wrote last; where that is damaged, with a warning, what it wrote before.
 
     Raises BadFile where nothing whole is left, or it is of another training.
@@ -153,6 +195,8 @@ def restore(out: Path, model: nn.Module, optimizer: Any, average: Average | None
     for i, path in enumerate(there):
         try:
             tensors, header = read_tensors(path)
+            if not header.keys() >= {"progress", "groups", "processes"} or digest(tensors) != header.get("digest"):
+                raise BadFile(f"{path} is damaged: its content is not what was written")
             break
         except BadFile as error:
             if i + 1 == len(there):
@@ -169,11 +213,15 @@ def restore(out: Path, model: nn.Module, optimizer: Any, average: Average | None
         model.load_state_dict(_under("model.", tensors))
         if average is not None:
             average.restore(_under("average.", tensors))
-        torch.set_rng_state(tensors[f"rng.{rank}"])
-        if "rng_cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng_cuda"])
+        processes.set_states(list(_under(f"rng.{processes.rank}.", tensors).values()))
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise BadFile(f"the checkpoint {path} does not fit this training: {error}") from error
+    if header["processes"] != str(processes.size):
+        warnings.warn(
+            f"the run was stopped with {header['processes']} processes and goes on with {processes.size}: it is the same training, "
+            "but for random numbers (dropout, augmentation), which are drawn anew",
+            stacklevel=3,
+        )
     at.best = _under("best.", tensors)
     return at
 

@@ -1,5 +1,6 @@
 """A task: labelled items of one modality, in class-disjoint splits."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,16 @@ class Items:
     class_names: list[str]
     groups: np.ndarray | None = None
     sources: np.ndarray | None = None
+
+    def fingerprint(self) -> str:
+        """A checksum of the labels and the classes' names, to tell whether data are still the same.
+
+        >>> len(Items(["a", "b"], np.array([0, 1]), ["x", "y"]).fingerprint())
+        16
+        """
+        labels = np.ascontiguousarray(self.labels, dtype="<i8").tobytes()
+        names = "\0".join(map(str, self.class_names)).encode()
+        return hashlib.blake2b(labels + names, digest_size=8).hexdigest()
 
 
 class Source(NamedTuple):

@@ -13,33 +13,32 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from multifsl.augment import augmented, check_augment
+from multifsl.augment import Augmentation, augmented, check_augment
 from multifsl.bank import Bank, Progress, Stream, embed_items, open_data, sampler_of
 from multifsl.base_training import BaseClassifier
-from multifsl.checkpoint import Run, has_checkpoint, run_of, save_run
-from multifsl.curves import draw
-from multifsl.defaults import open_encoder
+from multifsl.checkpoint import Run, has_checkpoint, own_weights, run_of, save_run
+from multifsl.defaults import is_random, open_encoder
+from multifsl.distillation import Imitation
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import Range
 from multifsl.errors import MultifslError
 from multifsl.evaluation import (
     check_modality,
-    check_way,
     episode_accuracies,
     half_width,
     highest,
     learn_base,
     pick_device,
 )
-from multifsl.functional import accuracy, digest
+from multifsl.functional import accuracy, digest, full_precision
 from multifsl.method import Method
-from multifsl.optim import Average, check_schedule, learning_rate, optimizer_of
-from multifsl.options import check_choice, check_counts, check_positive
+from multifsl.optim import Average, Optimizer, Schedule, learning_rate, optimizer_of
+from multifsl.options import check_arguments
 from multifsl.parallel import Processes, Share
 from multifsl.registry import build, resolved
 from multifsl.run_folder import (
@@ -47,10 +46,12 @@ from multifsl.run_folder import (
     Progressed,
     check_folder,
     open_folder,
-    remove_checkpoints,
     restore,
     save,
+    tidy,
+    writing,
 )
+from multifsl.shipped import names_run
 from multifsl.task import Items, Task
 
 LOG_EVERY = 20  # steps between looks at the loss; each look waits for the accelerator
@@ -76,21 +77,22 @@ def train(
     steps: int | None = None,
     minutes: float | None = None,
     lr: float = 1e-3,
-    optimizer: str = "adam",
+    optimizer: Optimizer = "adam",
     weight_decay: float = 0.0,
-    schedule: str = "cosine",
+    schedule: Schedule = "cosine",
     warmup: float = 0.0,
     clip: float | None = None,
     ema: float | None = None,
     accumulate: int = 1,
     patience: int | None = None,
     seed: int = 0,
-    precision: str = "float32",
+    precision: Literal["float32", "bfloat16", "float64"] = "float32",
     disjoint_groups: bool = False,
     imbalance: float = 0.0,
     skip_small_classes: bool = False,
     freeze_encoder: bool = False,
-    augment: str | None = None,
+    augment: Augmentation | None = None,
+    teacher: str | Encoder | None = None,
     device: str = "auto",
     data_root: Path | str | None = None,
     resume: bool = False,
@@ -107,10 +109,12 @@ def train(
     classes, by batches of way * (shot + query) items of an episode; see `multifsl.base_training`.
 
     The weights kept are those that did best on validation episodes (5-way, of the val classes, always the same ones), or
-    the last ones where the task has no val classes that an episode fits into.
+    the last ones where the task has no val classes that an episode fits into. Where they are not the last, those stand beside
+    them, in `last.safetensors`.
 
     Args:
-        task, encoder, method: spec strings, or built ones (the method always by its spec).
+        task, encoder, method: spec strings, or built ones (the method always by its spec); the encoder also as "model:NAME" or
+            "run:FOLDER", to begin with that of a run.
         out: the run's folder; an existing one is refused unless `resume` or `overwrite`.
         way, shot: a number, or an inclusive range (low, high) drawn anew every step. query: items a class.
         episodes_per_step: T. steps or minutes: how long (1,000 steps where neither is given); with `steps`, a run repeated with
@@ -125,7 +129,8 @@ def train(
         disjoint_groups, imbalance, skip_small_classes: see EpisodeSampler.
         freeze_encoder: leave the encoder as it is, and train the method's own weights on embeddings that are made once: a
             hundred times the steps where the encoder is large.
-        augment: "photos" or "speech", random changes to the training items, see `multifsl.augment`.
+        augment: "photos", "drawings" or "speech", random changes to the training items, see `multifsl.augment`.
+        teacher: an encoder that the trained one imitates, such as a larger, pretrained one; see `multifsl.distillation`.
         report: called as report(step, fraction done, {"loss", "accuracy", "episodes_per_second"}) every few steps.
         progress: wraps the reading of the data, such as `rich.progress.track`.
 
@@ -136,20 +141,10 @@ def train(
     An example: `train("omniglot", "conv4", "prototypical", out="runs/omniglot", way=60, query=5, steps=3000)`
     """
     # ---- what is asked for ----
+    check_arguments(train, locals())
     if steps is not None and minutes is not None:
         raise MultifslError("give steps or minutes, not both")
     steps = 1000 if steps is None and minutes is None else steps
-    if (steps is not None and steps < 1) or (minutes is not None and not 0 < minutes < math.inf):
-        raise MultifslError("steps and minutes must be numbers above 0")
-    check_way(way)
-    check_counts(episodes_per_step=episodes_per_step, accumulate=accumulate)
-    check_positive(lr=lr)
-    if clip is not None:
-        check_positive(clip=clip)
-    if patience is not None:
-        check_counts(patience=patience)
-    check_schedule(schedule, warmup)
-    check_choice("precision", precision, ("float32", "bfloat16", "float64"))
     processes = Processes(pick_device(device))
     where = processes.device
     torch.manual_seed(seed)
@@ -173,17 +168,23 @@ def train(
         "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip, "ema": ema, "accumulate": accumulate,
         "patience": patience, "precision": precision, "freeze_encoder": freeze_encoder, "augment": augment,
     }  # fmt: skip
+    settings["encoder_from"] = [encoder, digest(network.state_dict())] if names_run(encoder) else None
     if freeze_encoder:
         _check_frozen(learner)
         settings["frozen_encoder"] = digest(network.state_dict())
-        if isinstance(encoder, str) and not network.pretrained:
+        if is_random(encoder, network):
             warnings.warn(
                 f"{encoder} has random weights, and they are frozen: nothing will have trained it", stacklevel=2
             )
+    tutor = None if teacher is None else open_encoder(teacher)
+    if tutor is not None:
+        _check_teacher(tutor, learner, freeze_encoder)
+    settings["teacher"] = None if tutor is None else [resolved(tutor), digest(tutor.state_dict())]
     out = Path(out)
 
     # ---- data ----
     train_items = data.items("train")
+    settings["train_items"] = [len(train_items.labels), train_items.fingerprint()]
     check_folder(out, settings, resume=resume, overwrite=overwrite)
     sampler = sampler_of(train_items, **shape)  # says at once what does not fit
     if freeze_encoder:
@@ -191,6 +192,7 @@ def train(
     source = _open(network, learner, train_items, where, precision, progress)
     if len(source.items.labels) != len(train_items.labels):  # unreadable items were left out
         sampler = sampler_of(source.items, **shape)
+    lessons = None if tutor is None else _lessons(tutor.to(where), _seen(source), precision, progress)
     validation = _validation_data(data, network, learner, shape, where, precision, progress)
 
     # ---- model ----
@@ -199,7 +201,11 @@ def train(
     network.published = network.published and not trains_encoder
     by_class = learner.learns_from == "classes"
     n_classes = len(source.items.class_names) if by_class else 0
-    model = BaseClassifier(learner, n_classes, learner.base_head).to(where) if by_class else learner
+    model: nn.Module = learner
+    if by_class:
+        model = BaseClassifier(learner, n_classes, learner.base_head).to(where)
+    elif lessons is not None:
+        model = Imitation(learner)
     if precision == "float64":
         model.double()
     trained = [p for p in (network if by_class else learner).parameters() if p.requires_grad]
@@ -207,7 +213,7 @@ def train(
         raise MultifslError(
             f"{resolved(learner)} on {resolved(network)} has nothing to train; `evaluate` takes it as it is"
         )
-    mover = optimizer_of(optimizer, (p for p in model.parameters() if p.requires_grad), lr, weight_decay)
+    mover = optimizer_of(optimizer, model, lr, weight_decay)
     average = None if ema is None else Average(learner, ema)
     share = Share(sampler, tasks=episodes_per_step, parts=accumulate, rank=processes.rank, size=processes.size)
     processes.wait()  # until all have looked at the folder
@@ -217,11 +223,12 @@ def train(
         torch.manual_seed(seed + 1_000_003 * processes.rank)  # each draws numbers of its own
     at = Progressed()
     if resume and has_checkpoint(out):
-        at = restore(out, model, mover, average, rank=processes.rank)
+        at = restore(out, model, mover, average, processes)
     processes.wait()
     shared = processes.wrap(model)
     ahead = range(at.step * accumulate, 2**62 if steps is None else steps * accumulate)
     batches = source.stream(share, ahead, share.count, n_classes=n_classes)
+    taught = None if lessons is None else lessons.stream(share, ahead, share.count)
 
     # ---- the loop ----
     metrics = Metrics(out / "metrics.jsonl", keep_through=at.step) if processes.first else None
@@ -235,29 +242,30 @@ def train(
         return min(1.0, done)
 
     def finite_loss() -> float:
-        """Mean loss since the last look, which waits for the accelerator; an error where it is not finite."""
+        """Mean loss since the last look, which waits for the accelerator; an error where it, or a weight, is not finite."""
         each: list[float] = processes.mean(torch.stack(losses)).tolist()  # of a step
-        if all(map(math.isfinite, each)):
+        whole = bool(torch.stack([p.detach().isfinite().all() for p in model.parameters()]).all())
+        if whole and all(map(math.isfinite, each)):
             return sum(each) / len(each)
-        i = next(i for i, loss in enumerate(each) if not math.isfinite(loss))
+        i = next((i for i, loss in enumerate(each) if not math.isfinite(loss)), len(each) - 1)
         step = at.step - len(each) + i
-        good = f"; the last good state is in {out} and goes on by --resume" if has_checkpoint(out) else ""
+        what = "the weights are not finite after" if math.isfinite(each[i]) else f"the loss is {each[i]} at"
+        good = f"; the last good state is in {out}, and would come to the same" if has_checkpoint(out) else ""
         raise MultifslError(
-            f"the loss is {each[i]} at step {step + 1}, whose episodes are EpisodeSampler(..., seed={seed}).tasks({step}, "
-            f"{episodes_per_step}); a smaller --lr or --clip 1 often helps{good}"
+            f"{what} step {step + 1}, whose episodes are EpisodeSampler(..., seed={seed}).tasks({step}, {episodes_per_step}); "
+            f"begin anew with a smaller --lr, or with --clip 1{good}"
         )
 
     validations = VALIDATIONS if steps is None else max(1, min(VALIDATIONS, steps // STEPS_BETWEEN_VALIDATIONS))
-    validating = 0.0  # seconds
     latest = at.best_accuracy  # of the validations; a resumed run shows the best one until its next
 
     def impatient() -> bool:
         return patience is not None and at.without_better >= patience
 
     def validate() -> None:
-        nonlocal latest, validating
+        nonlocal latest
         at.validations += 1
-        costly = minutes is not None and validating > VALIDATION_SHARE * at.seconds and fraction() < 1
+        costly = minutes is not None and at.validating > VALIDATION_SHARE * at.seconds and fraction() < 1
         if validation is None or costly:
             return
         start = time.monotonic()
@@ -274,12 +282,13 @@ def train(
             scores = episode_accuracies(judge, held_out, episodes=episodes, seed=VALIDATION_SEED, **val_shape)
         latest = float(scores.mean())
         if metrics is not None:
-            metrics.write({"step": at.step, "val_accuracy": latest, "val_ci95": half_width(scores)})
+            with writing(out):
+                metrics.write({"step": at.step, "val_accuracy": latest, "val_ci95": half_width(scores)})
         at.without_better += 1
         if latest > at.best_accuracy:
             at.best_accuracy, at.best_step, at.without_better = latest, at.step, 0
             at.best = {k: v.detach().clone() for k, v in learner.state_dict().items()}
-        validating += time.monotonic() - start
+        at.validating += time.monotonic() - start
 
     given_up: float = impatient()  # what all processes agree on
     with _interrupts() as interrupted:
@@ -287,6 +296,7 @@ def train(
             for group in mover.param_groups:
                 group["lr"] = lr * learning_rate(schedule, warmup, fraction())
             before, parts = processes.buffers(model), list[Tensor]()  # parts: losses of the micro-batches
+            learner.begin_step(at.step)
             for part in range(accumulate):
                 episodes = next(batches)
                 if augment is not None:
@@ -294,7 +304,7 @@ def train(
                 last = part == accumulate - 1
                 with nullcontext() if last else processes.without_sync(shared):
                     with torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-                        output = shared(episodes)
+                        output = shared(episodes) if taught is None else shared(episodes, next(taught))
                     (output.loss.mean() / accumulate).backward()
                 parts.append(output.loss.detach().mean())
                 accuracies.append(accuracy(output.logits.detach(), episodes.query.y).mean())
@@ -319,7 +329,8 @@ def train(
                     "seconds": round(at.seconds, 1),
                 }
                 if metrics is not None:
-                    metrics.write(row)
+                    with writing(out):
+                        metrics.write(row)
                 if report is not None and processes.first:
                     val_way = validation[1]["way"] if validation else 0
                     seen = {"validation": latest, "best": at.best_accuracy, "val_way": val_way}
@@ -338,7 +349,8 @@ def train(
                     finite_loss()  # else the last good checkpoint stays
                 states = processes.gather_states()
                 if processes.first:
-                    save(out, model, mover, average, at, states)
+                    with writing(out):
+                        save(out, model, mover, average, at, states)
                 saved = at.seconds
             if stopped:
                 raise MultifslError(f"stopped at step {at.step}; the state is in {out} and goes on by --resume")
@@ -347,16 +359,25 @@ def train(
         metrics.close()
 
     # ---- the run ----
-    if at.best:
-        learner.load_state_dict(at.best)
-    elif average is not None:
-        learner.load_state_dict(average.tensors)
-    if learner.wants_base:
-        learn_base(learner.eval(), _seen(source))
-    learner.encoder = network
+    reads = learner.encoder  # the network, or what stands in for a frozen one
+
+    def finish(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put weights into the learner, and complete it; returns what a file holds of them."""
+        learner.encoder = reads
+        learner.load_state_dict(weights)
+        if learner.wants_base:
+            learn_base(learner.eval(), _seen(source))
+        learner.encoder = network
+        return {k: v.clone() for k, v in own_weights(learner).items()}
+
+    ended_with = finish(learner.state_dict() if average is None else average.tensors)
+    earlier_is_best = bool(at.best) and at.best_step < at.step
+    if earlier_is_best:
+        finish(at.best)
     learner.eval()
     result: dict[str, Any] = {
         "seconds": round(at.seconds, 1),
+        "threads": torch.get_num_threads(),
         "steps_done": at.step,
         "train_classes": len(source.items.class_names),
     }
@@ -368,10 +389,12 @@ def train(
         }
     info = {**settings, "processes": processes.size, "metrics": result}
     if not processes.first:
+        processes.wait()  # until the files are there
         return run_of(out, learner, info)
-    run = save_run(out, learner, info)
-    remove_checkpoints(out)
-    draw(out)
+    with writing(out):
+        run = save_run(out, learner, info, last=ended_with if earlier_is_best else None)
+        tidy(out)
+    processes.wait()
     return run
 
 
@@ -428,6 +451,30 @@ def _check_frozen(learner: Method) -> None:
         raise MultifslError(
             f"{resolved(learner)} with its encoder frozen has nothing to train; `evaluate` takes it as it is"
         )
+
+
+def _check_teacher(tutor: Encoder, learner: Method, freeze_encoder: bool) -> None:
+    """Raises MultifslError where there is nobody to be taught."""
+    if freeze_encoder:
+        raise MultifslError("a frozen encoder imitates nobody: leave the teacher out")
+    if not learner.takes_embeddings or learner.learns_from == "classes":
+        raise MultifslError(
+            f"{resolved(learner)} is not trained on embeddings of whole episodes, which a teacher needs; metric methods are"
+        )
+    if tutor.modality != learner.encoder.modality:
+        raise MultifslError(
+            f"the teacher {resolved(tutor)!r} reads {tutor.modality} items, the encoder {learner.encoder.modality} items"
+        )
+
+
+def _lessons(tutor: Encoder, data: Bank | Items, precision: str, progress: Progress | None) -> Bank:
+    """The teacher's embeddings of all train items, less their mean. Raises MultifslError where it cannot read one of them."""
+    items = data.items if isinstance(data, Bank) else data
+    z, kept = embed_items(tutor, items, progress=progress)
+    if len(kept.labels) != len(items.labels):
+        raise MultifslError("the teacher cannot read some items that the encoder can; leave them out of the data")
+    z = z.double() if precision == "float64" else full_precision(z)
+    return Bank(z - z.mean(0), kept)
 
 
 def _open(

@@ -1,8 +1,17 @@
 """What a test may need that is not everywhere."""
 
+import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+
+
+def needs_data(folder: str) -> None:
+    """Skip where the real data are not there."""
+    root = os.environ.get("MULTIFSL_DATA")
+    if not root or not Path(root, folder).is_dir():
+        pytest.skip(f"needs the data folder {folder!r} under $MULTIFSL_DATA ({root or 'not set'})")
 
 
 def needs_minilm() -> None:

@@ -1,22 +1,11 @@
 """What the tests of the data sets share."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-
-import pytest
 
 from multifsl.task import Items, Task
 from tests.test_tasks import check_contract
 
 PARTS = ("train", "val", "test")
-
-
-def needs_data(folder: str) -> None:
-    """Skip where the real data are not there."""
-    root = os.environ.get("MULTIFSL_DATA")
-    if not root or not Path(root, folder).is_dir():
-        pytest.skip(f"needs the data folder {folder!r} under $MULTIFSL_DATA ({root or 'not set'})")
 
 
 def check_splits(task: Task, classes: Sequence[int]) -> dict[str, Items]:

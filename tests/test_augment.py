@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 import multifsl
 from multifsl import augment
-from multifsl.augment import augmented, photos, speech
+from multifsl.augment import Augmentation, augmented, drawings, photos, speech
 from multifsl.checkpoint import read_tensors
 from multifsl.episode import Batch, Episode
 from multifsl.errors import MultifslError
@@ -29,6 +30,20 @@ def test_photos_are_moved_and_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.dtype == np.uint8 and seen <= known and len(seen) == len(known) == 50
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 24), (16, 1)])
+def test_photos_one_pixel_high_or_wide(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    """Along the side of one pixel nothing is moved; along the other each is a crop of the reflected image, or its mirror image."""
+    monkeypatch.setattr(augment, "JITTER", 0.0)
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    h, w = size
+    wide = np.pad(image.numpy(), ((0, 0), (int(h > 1),) * 2, (int(w > 1),) * 2), mode="reflect")
+    crops = [wide[:, i : i + h, j : j + w] for i in range(wide.shape[1] - h + 1) for j in range(wide.shape[2] - w + 1)]
+    known = {crop.tobytes() for crop in crops} | {np.ascontiguousarray(crop[:, :, ::-1]).tobytes() for crop in crops}
+    made = photos(image.expand(200, -1, -1, -1)).numpy()
+    assert {np.ascontiguousarray(one).tobytes() for one in made} == known
+
+
 def test_photos_get_other_light_and_colour() -> None:
     """Of an image of one colour: grey times brightness; distance from grey times brightness, contrast and saturation."""
     torch.manual_seed(0)
@@ -40,6 +55,34 @@ def test_photos_get_other_light_and_colour() -> None:
     assert 0.58 < float(bright.min()) < 0.65 and 1.35 < float(bright.max()) < 1.42
     assert 0.34 < float(colourful.min()) < 0.45 and 1.7 < float(colourful.max()) < 2.0  # 0.6 * 0.6 to 1.4 * 1.4
     assert abs(float(np.corrcoef(bright, colourful)[0, 1])) < 0.15
+
+
+def test_drawings_are_turned_slanted_stretched_and_moved() -> None:
+    """The same numbers, put together by numpy as a turn after a slant after a stretch, and carried out by scipy."""
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (5, 1, 20, 30), dtype=torch.uint8)
+    image = torch.nn.functional.avg_pool2d(image.float(), 5, 1, 2).round().to(torch.uint8)
+    torch.manual_seed(1)
+    made = drawings(image).numpy()
+    torch.manual_seed(1)
+    numbers = (2 * torch.rand(6, 5) - 1).double().numpy()
+    for i, (turn, slant, wide, high, right, down) in enumerate(numbers.T):
+        a, b = np.radians(10) * turn, np.radians(10) * slant
+        turned = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+        linear = turned @ np.array([[1, np.tan(b)], [0, 1]]) @ np.diag([1 + 0.15 * wide, 1 + 0.15 * high])
+        shift = np.array([right, down]) / 7
+        size = np.array([30, 20])  # x, y; a place p in pixels is (2 p + 1) / size - 1
+        scale = np.diag(2 / size)
+        inside = np.linalg.inv(scale) @ linear @ scale
+        offset = np.linalg.inv(scale) @ (linear @ (1 / size - 1) + shift - (1 / size - 1))
+        flip = np.eye(2)[::-1]  # scipy counts rows first
+        expected = ndimage.affine_transform(
+            image[i, 0].double().numpy(), flip @ inside @ flip, flip @ offset, order=1, mode="nearest"
+        )
+        assert np.abs(made[i, 0] - expected).max() < 0.51
+    one = torch.full((3, 2, 8, 8), 7, dtype=torch.uint8)
+    assert torch.equal(drawings(one), one)
+    assert drawings(image.to("meta")).is_meta
 
 
 def voice(seconds: float) -> np.ndarray:
@@ -104,13 +147,14 @@ def test_a_run_with_augmentation_repeats_and_differs(tmp_path: Path) -> None:
     task, encoder = f"images({str(tmp_path / 'photos')!r})", "conv4(width=4, channels=3, image_size=16)"
     shape: dict[str, Any] = {"way": 2, "shot": 1, "query": 2, "steps": 6}
     found = []
-    for name, kind in (("a", "photos"), ("b", "photos"), ("c", None)):
+    kinds: dict[str, Augmentation | None] = {"a": "photos", "b": "photos", "c": None}
+    for name, kind in kinds.items():
         done = multifsl.train(task, encoder, "prototypical", out=tmp_path / name, augment=kind, **shape)
         assert done.info["augment"] == kind
         found.append(read_tensors(tmp_path / name / "model.safetensors")[0]["encoder.convs.0.weight"])
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     for options, message in (
-        ({"augment": "mixup"}, "no augmentation 'mixup'; known: 'photos', 'speech'"),
+        ({"augment": "mixup"}, "no augment 'mixup'; known: 'photos', 'drawings', 'speech'"),
         ({"augment": "speech"}, "augment='speech' is for speech items, not for image"),
         ({"augment": "photos", "freeze_encoder": True}, "embeddings are made once, so that items cannot change"),
     ):

@@ -200,7 +200,21 @@ def test_list(run: Run, kind: str) -> None:
     for one in registry.KINDS:
         for name in registry.names(one):
             assert (re.search(rf"^{one[:-1]}(: [a-z ()]+)? +{name} ", out, re.M) is not None) == (one == kind)
-    assert "no trained models" in works(run("list", "models")).out
+
+
+def test_list_of_models_and_recipes(run: Run) -> None:
+    models, recipes = works(run("list", "models")).out, works(run("list", "recipes")).out
+    assert re.search(
+        r"^model +model:omniglot-prototypical +prototypical +Prototypical networks.*: 5-way 1-shot 9", models, re.M
+    )
+    assert re.search(
+        r"^recipe +omniglot-prototypical +prototypical +Prototypical networks.*, as in Snell", recipes, re.M
+    )
+    assert "recipe" not in models and "model:" not in recipes
+    everything = works(run("list")).out
+    assert all(
+        line in everything for line in ("model:omniglot-prototypical", "recipe ", "encoder: image ", "task: text ")
+    )
 
 
 @pytest.mark.parametrize(

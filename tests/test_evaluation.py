@@ -1,6 +1,5 @@
 """Evaluation against loops in numpy, and against figures that an independent script gave on real data."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from multifsl.errors import MultifslError
 from multifsl.evaluation import CHUNK, episode_accuracies, half_width
 from multifsl.registry import build
 from multifsl.task import Items
-from tests.needs import needs_minilm
+from tests.needs import needs_data, needs_minilm
 from tests.reference import prototypical
 
 
@@ -94,9 +93,7 @@ def test_random_weights_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("way", "shot", "expected"), [(5, 1, 0.851), (5, 5, 0.951), (20, 1, 0.674)])
 def test_frozen_minilm_on_banking77(way: int, shot: int, expected: float) -> None:
     """An independent script's figures for nearest class mean by cosine, on the test classes of fold 1."""
-    root = os.environ.get("MULTIFSL_DATA", "")
-    if not (Path(root) / "text_banking77").is_dir():
-        pytest.skip("$MULTIFSL_DATA has no text_banking77")
+    needs_data("text_banking77")
     needs_minilm()
     result = multifsl.evaluate(task="banking77(fold=1)", encoder="transformer", way=way, shot=shot)
     assert result.accuracy == pytest.approx(expected, abs=0.008)

@@ -1,7 +1,6 @@
 """GE2E. Oracle: embeddings by the original Resemblyzer package, in tests/reference/ge2e.json (scripts/ge2e_reference.py)."""
 
 import json
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ from multifsl.encoders import ge2e
 from multifsl.encoders.ge2e import Ge2e, louder, published_weights, window_counts
 from multifsl.errors import BadFile, DataNotFound, MultifslError
 from multifsl.registry import build
-from tests.needs import needs_ge2e
+from tests.needs import needs_data, needs_ge2e
 from tests.reference.ge2e import SAMPLE_RATE, clips
 
 close = torch.testing.assert_close
@@ -127,7 +126,6 @@ def test_the_package_is_not_imported() -> None:
 @pytest.mark.parametrize(("way", "shot", "published"), [(5, 1, 0.827), (5, 5, 0.954), (10, 1, 0.715)])
 def test_speakers_of_another_language_are_told_apart(encoder: Ge2e, way: int, shot: int, published: float) -> None:
     """All 30 speakers of Arabic Speech Commands, 1,000 episodes, seed 0; within the interval of the figures asked for."""
-    if not (Path(os.environ.get("MULTIFSL_DATA", "/")) / "speakers_arabic").is_dir():
-        pytest.skip("needs $MULTIFSL_DATA/speakers_arabic")
+    needs_data("speakers_arabic")
     found = multifsl.evaluate(task="arabic_speech_commands", encoder=encoder, split="all", way=way, shot=shot, seed=0)
     assert abs(found.accuracy - published) < 0.008

@@ -21,7 +21,8 @@ from multifsl.tasks._cifar100 import CLASSES, SUPERCLASSES
 from multifsl.tasks.cifar_fs import CifarFS
 from multifsl.tasks.fc100 import Fc100
 from multifsl.tasks.mini_imagenet import MiniImageNet
-from tests.sets import PARTS, check_splits, needs_data
+from tests.needs import needs_data
+from tests.sets import PARTS, check_splits
 from tests.test_tasks import png, rooted, write, zipped
 
 CIFAR = [CifarFS(), Fc100()]

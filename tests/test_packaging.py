@@ -1,6 +1,7 @@
 """What is installed is what stands in the tree. Oracle: a walk over the tree itself, folder by folder."""
 
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import multifsl
+from tests.needs import needs_data
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP = ("pyproject.toml", "README.md", "LICENSE")
@@ -36,7 +38,8 @@ def sources() -> dict[str, str]:
     for folder, package in {"multifsl": "multifsl", "encoders": "multifsl/encoders", "tasks": "multifsl/tasks"}.items():
         for path in files(ROOT / folder):
             inner = path.relative_to(ROOT / folder)
-            if path.suffix == ".py" or path.name == "py.typed" or inner.parts[0] == "demo_data":
+            data = inner.parts[0] in ("demo_data", "models", "recipes")
+            if path.suffix == ".py" or path.name == "py.typed" or data:
                 places[f"{package}/{inner.as_posix()}"] = f"{folder}/{inner.as_posix()}"
     return places
 
@@ -147,3 +150,17 @@ def test_installed_wheel_has_the_command(dist: Path, tmp_path: Path) -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert "Usage" in run.stdout
+
+    command = [str(scripts / "multifsl"), "list", "models"]
+    run = subprocess.run(command, cwd=tmp_path, env=clean, check=True, capture_output=True, text=True)
+    assert "model:omniglot-prototypical" in run.stdout
+    needs_data("omniglot")
+    options = "--eval-only --split val --episodes 64 --json -".split()
+    command = [str(scripts / "multifsl"), "reproduce", "omniglot-prototypical", *options]
+    offline = clean | {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    run = subprocess.run(command, cwd=tmp_path, env=offline, check=True, capture_output=True, text=True)
+    figures = json.loads(run.stdout)["figures"]
+    assert [(f["way"], f["shot"], f["published"]) for f in figures] == [
+        (5, 1, 98.8), (5, 5, 99.7), (20, 1, 96.0), (20, 5, 98.9)
+    ]  # fmt: skip
+    assert all(f["accuracy"] > 0.9 and f["split"] == "val" for f in figures)

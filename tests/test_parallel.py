@@ -1,7 +1,11 @@
-"""Several processes compute what one does. Oracle: the same training in one process, every method."""
+"""However a step's tasks are dealt, to processes or micro-batches, stopped or not, the same is computed.
+
+Oracle: the same training in one process and one batch, never stopped; every method, in all of its variants.
+"""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,56 +19,92 @@ from PIL import Image
 from torch import nn
 
 import multifsl
-from multifsl import registry
+from multifsl import curves, registry, training
 from multifsl.bank import sampler_of
 from multifsl.checkpoint import read_tensors
 from multifsl.errors import MultifslError
-from multifsl.parallel import Share, one_after_the_other
+from multifsl.parallel import Processes, Share, one_after_the_other
 from multifsl.task import Items
+from tests.contracts.test_methods import SPECS as VARIANTS
 
 ENCODER = "conv4(width=4, channels=1, image_size=16)"
-# Options under which a method draws no random numbers, which are each process's own, and hands nothing from task to task.
-CALM = {"mann": "mann(order='given')", "feat": "feat(dropout=0.0)", "reptile": "reptile(carry=False)"}
 SHAPE: dict[str, Any] = {"way": 3, "shot": 2, "query": 2, "episodes_per_step": 2, "lr": 1e-3, "optimizer": "sgd"}
+HANDING_ON = [  # something of their own from step to step
+    "maml(batch_norm='per_step', steps=2, lr=0.02)",
+    "maml(multi_step_loss=10)",
+    "maml(first_order_until=4)",
+    "mann(memory='persistent', order='given')",
+    "reptile",
+]
 
 
-def trained(pictures: str, out: str, steps: int, precision: str) -> None:
-    """Every method, one after another; what each process runs."""
+def _all_that_differ() -> list[str]:
+    """The variants, which draw no random numbers; of a method that its encoder is trained for by itself, the first alone."""
+    kept, seen = list(HANDING_ON), set()
+    for spec in VARIANTS:
+        name = registry.parse(spec)[0].name
+        kind: Any = registry.find("methods", name)
+        if kind.learns_from == "episodes" or name not in seen:
+            kept.append(spec)
+        seen.add(name)
+    return kept
+
+
+SPECS = _all_that_differ()
+ONE_EACH = list({registry.parse(spec)[0].name: spec for spec in reversed(SPECS)}.values())
+
+
+def trained(pictures: str, out: str, specs: list[str], stop: bool = False, **options: Any) -> None:
+    """Trainings one after another, each in a folder named by its number; what each process runs. stop: halfway, and go on."""
     import warnings
 
     torch.set_num_threads(1)
-    with warnings.catch_warnings(action="ignore"):
-        for name in registry.names("methods"):
-            task = f"images({pictures!r}, splits={pictures + '.json'!r})"
-            multifsl.train(
-                task, ENCODER, CALM.get(name, name), out=Path(out) / name, steps=steps, precision=precision, device="cpu",
-                **SHAPE,
-            )  # fmt: skip
+    task = f"images({pictures!r}, splits={pictures + '.json'!r})"
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+        patch.setattr(curves, "draw", lambda out: None)  # takes longer than these trainings
+        for i, spec in enumerate(specs):
+            arguments: dict[str, Any] = {"out": Path(out) / str(i), "device": "cpu", **SHAPE, **options}
+            if stop:
+                patch.setattr(training, "LOG_EVERY", options["steps"] // 2)
+                with pytest.raises(MultifslError, match="stopped at step"):
+                    multifsl.train(
+                        task, ENCODER, spec, **arguments, report=lambda *_: signal.raise_signal(signal.SIGINT)
+                    )
+            multifsl.train(task, ENCODER, spec, **arguments, resume=stop)
 
 
-def launched(pictures: Path, out: Path, *options: Any) -> None:
-    """Two processes, as torchrun starts them."""
+def launched(*arguments: Any, **options: Any) -> None:
+    """`trained` in two processes, as `accelerate launch` starts them where it is asked for a precision, which is not taken."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = (
-        "import sys; from tests.test_parallel import trained\n"
-        "trained(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])"
+        "import json, sys; from tests.test_parallel import trained\n"
+        "arguments, options = json.loads(sys.argv[1])\n"
+        "trained(*arguments, **options)"
     )
     children = []
     for rank in (0, 1):
         environment = {
             **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "bf16",
         }  # fmt: skip
-        command = [sys.executable, "-c", code, str(pictures), str(out), *map(str, options)]
+        command = [sys.executable, "-c", code, json.dumps([arguments, options])]
         children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     errors = [child.communicate(timeout=900)[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], errors
 
 
+def assert_equal(a: Path, b: Path, specs: list[str], tolerance: float) -> None:
+    for i, spec in enumerate(specs):
+        one, two = (read_tensors(folder / str(i) / "model.safetensors")[0] for folder in (a, b))
+        assert one.keys() == two.keys()
+        far = {k: float((one[k].double() - two[k].double()).abs().max()) for k in one if one[k].numel()}
+        assert max(far.values()) <= tolerance, (spec, max(far, key=lambda k: far[k]), max(far.values()))
+
+
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for label in range(12):
@@ -75,21 +115,53 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).save(root / f"class{label:02}" / f"{i}.png")
     every = [f"class{label:02}" for label in range(12)]
     root.with_name(root.name + ".json").write_text(json.dumps({"train": every}))  # nothing to validate on: faster
-    return root
+    return str(root)
+
+
+FEW: dict[str, Any] = {"steps": 3, "precision": "float64"}
+
+
+@pytest.fixture(scope="module")
+def plain(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few steps in one process and one batch."""
+    out = tmp_path_factory.mktemp("plain")
+    trained(pictures, str(out), SPECS, **FEW)
+    return out
+
+
+def test_micro_batches_equal_one_batch(pictures: str, plain: Path, tmp_path: Path) -> None:
+    trained(pictures, str(tmp_path), SPECS, accumulate=2, **FEW)
+    assert_equal(plain, tmp_path, SPECS, 1e-9)
+
+
+def test_two_processes_equal_one(pictures: str, plain: Path, tmp_path: Path) -> None:
+    launched(pictures, str(tmp_path), SPECS, **FEW)
+    assert_equal(plain, tmp_path, SPECS, 1e-9)
 
 
 @pytest.mark.parametrize(
-    ("precision", "steps", "tolerance"),
-    [("float32", 1, 1e-6), pytest.param("float64", 20, 1e-9, marks=pytest.mark.slow), ("float64", 3, 1e-9)],
+    ("precision", "steps", "specs", "tolerance"),
+    [("float32", 1, ONE_EACH, 1e-6), pytest.param("float64", 20, SPECS, 1e-9, marks=pytest.mark.slow)],
 )
-def test_two_processes_equal_one(pictures: Path, tmp_path: Path, precision: str, steps: int, tolerance: float) -> None:
-    launched(pictures, tmp_path / "two", steps, precision)
-    trained(str(pictures), str(tmp_path / "one"), steps, precision)
-    for name in registry.names("methods"):
-        one, two = (read_tensors(tmp_path / count / name / "model.safetensors")[0] for count in ("one", "two"))
-        assert one.keys() == two.keys()
-        far = {k: float((one[k].double() - two[k].double()).abs().max()) for k in one if one[k].numel()}
-        assert max(far.values()) <= tolerance, (name, max(far, key=lambda k: far[k]), max(far.values()))
+def test_two_processes_equal_one_for_longer_and_in_float32(
+    pictures: str, tmp_path: Path, precision: str, steps: int, specs: list[str], tolerance: float
+) -> None:
+    launched(pictures, str(tmp_path / "two"), specs, precision=precision, steps=steps)
+    trained(pictures, str(tmp_path / "one"), specs, precision=precision, steps=steps)
+    assert_equal(tmp_path / "one", tmp_path / "two", specs, tolerance)
+
+
+def test_two_processes_stopped_and_gone_on_with_equal_one_never_stopped(pictures: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 6, "precision": "float64", "episodes_per_step": 4}
+    launched(pictures, str(tmp_path / "cut"), HANDING_ON, stop=True, accumulate=2, **options)
+    trained(pictures, str(tmp_path / "one"), HANDING_ON, **options)
+    assert_equal(tmp_path / "one", tmp_path / "cut", HANDING_ON, 1e-9)
+
+
+def test_accelerate_s_mixed_precision_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.warns(UserWarning, match="accelerate's mixed precision, bf16, is not used"):
+        Processes(torch.device("cpu"))
 
 
 def test_running_statistics_are_those_of_one_task_after_another() -> None:

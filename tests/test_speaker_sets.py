@@ -16,7 +16,8 @@ from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.task import Task, split_classes
 from multifsl.tasks.vctk import Vctk
 from multifsl.tasks.voxceleb1 import DEV, TEST, VoxCeleb1
-from tests.sets import PARTS, check_splits, needs_data
+from tests.needs import needs_data
+from tests.sets import PARTS, check_splits
 from tests.test_tasks import flac, rooted, write
 
 # ---- VoxCeleb1 ----

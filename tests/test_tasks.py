@@ -4,7 +4,6 @@ Oracles: the files as they were written, the counts and splits that the data's a
 """
 
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from multifsl.tasks.omniglot import Omniglot
 from multifsl.tasks.speakers import Speakers
 from multifsl.tasks.speech_commands import SpeechCommands
 from multifsl.tasks.texts import Texts
+from tests.needs import needs_data
 
 RATE = 16_000
 TEN = list("abcdefghij")
@@ -597,23 +597,13 @@ def test_banking77_folds(tmp_path: Path) -> None:
 # ---- the real data, where they are ----
 
 
-@pytest.fixture
-def real() -> Callable[[str], None]:
-    def need(folder: str) -> None:
-        root = os.environ.get("MULTIFSL_DATA")
-        if not root or not Path(root, folder).is_dir():
-            pytest.skip(f"needs the data folder {folder!r} under $MULTIFSL_DATA ({root or 'not set'})")
-
-    return need
-
-
 def sizes(items: Items) -> tuple[int, int]:
     check_contract(items)
     return len(items.class_names), len(items.items)
 
 
-def test_real_omniglot(real: Callable[[str], None]) -> None:
-    real("omniglot")
+def test_real_omniglot() -> None:
+    needs_data("omniglot")
     train, val = Omniglot().items("train"), Omniglot().items("val")
     assert sizes(train) == (1028 * 4, 1028 * 4 * 20) and sizes(val) == (172 * 4, 172 * 4 * 20)
     assert not {name[:-7] for name in train.class_names} & {name[:-7] for name in val.class_names}
@@ -624,20 +614,20 @@ def test_real_omniglot(real: Callable[[str], None]) -> None:
     assert task.support.shape == (5,) and task.query.shape == (75,)
 
 
-def test_real_omniglot_test_characters_are_not_in_our_copy(real: Callable[[str], None]) -> None:
-    real("omniglot")
+def test_real_omniglot_test_characters_are_not_in_our_copy() -> None:
+    needs_data("omniglot")
     with pytest.raises(DataNotFound, match=r"423 of the 423 characters of split 'test'.* and 418 more"):
         Omniglot().items("test")
 
 
-def test_real_speech_commands(real: Callable[[str], None]) -> None:
-    real("speakers_speech_commands")
+def test_real_speech_commands() -> None:
+    needs_data("speakers_speech_commands")
     assert sizes(SpeechCommands().items("all")) == (520, 2486)
     assert [len(SpeechCommands().items(split).class_names) for split in ("train", "val", "test")] == [416, 52, 52]
 
 
-def test_real_librispeech(real: Callable[[str], None]) -> None:
-    real("speakers_librispeech")
+def test_real_librispeech() -> None:
+    needs_data("speakers_librispeech")
     items = LibriSpeech().items("all")
     assert sizes(items)[0] == 251 and items.groups is not None and items.groups.max() == 250
     assert np.median(np.bincount(items.labels)) == 6
@@ -645,8 +635,8 @@ def test_real_librispeech(real: Callable[[str], None]) -> None:
     assert wave.dtype == np.int16 and wave.shape == (24_000,) and rate == 16_000 and np.abs(wave).max() > 500
 
 
-def test_real_arabic(real: Callable[[str], None]) -> None:
-    real("speakers_arabic")
+def test_real_arabic() -> None:
+    needs_data("speakers_arabic")
     speakers, keywords = ArabicSpeechCommands(), ArabicSpeechCommands(by="keyword")
     assert sizes(speakers.items("all")) == (30, 2400) and sizes(keywords.items("all")) == (40, 2400)
     assert [sizes(speakers.items(split)) for split in ("train", "val", "test")] == [(18, 1440), (6, 480), (6, 480)]
@@ -658,8 +648,8 @@ def test_real_arabic(real: Callable[[str], None]) -> None:
     assert not set(test.groups[task.support]) & set(test.groups[task.query])
 
 
-def test_real_banking77(real: Callable[[str], None]) -> None:
-    real("text_banking77")
+def test_real_banking77() -> None:
+    needs_data("text_banking77")
     assert sizes(Banking77().items("all")) == (77, 13_083)
     for fold in range(1, 6):
         parts = [Banking77(fold=fold).items(split) for split in ("train", "val", "test")]

@@ -16,7 +16,8 @@ from multifsl.task import Joined, Task
 from multifsl.tasks.clinc150 import Clinc150
 from multifsl.tasks.huffpost import SPLITS, HuffPost
 from multifsl.tasks.hwu64 import Hwu64
-from tests.sets import PARTS, check_splits, needs_data
+from tests.needs import needs_data
+from tests.sets import PARTS, check_splits
 from tests.test_tasks import TEN, make_texts, rooted, write
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "duplicate_texts.py"

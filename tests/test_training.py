@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 import multifsl
-from multifsl import curves, training
+from multifsl import curves, run_folder, training
 from multifsl.bank import BadItemWarning, Bank, Stream, open_data, sampler_of
 from multifsl.checkpoint import CHECKPOINTS, read_tensors
 from multifsl.encoder import Encoder
@@ -144,19 +145,28 @@ def test_interrupted_and_resumed_equals_never_stopped(pictures: Path, tmp_path: 
         run(pictures, tmp_path / "cut", steps=400, resume=True)
 
 
+def shorter(whole: bytes) -> bytes:
+    return whole[:-100]
+
+
+def other_numbers(whole: bytes) -> bytes:
+    """A file that is one of tensors still."""
+    return whole[:-4000] + bytes(4000)
+
+
+@pytest.mark.parametrize("damaged", [shorter, other_numbers])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: Callable[[bytes], bytes]
 ) -> None:
     """And the run still ends with the same bits; with both damaged it is an error."""
     run(pictures, tmp_path / "whole", ema=0.9)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_run", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        patch.setattr(training, "save_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(MultifslError, match="cannot write to .*: disk full; what was saved before is whole"):
             run(pictures, tmp_path / "run", ema=0.9)
     newest, before = (tmp_path / "run" / name for name in CHECKPOINTS)
-    whole = newest.read_bytes()
-    newest.write_bytes(whole[:-100])
+    newest.write_bytes(damaged(newest.read_bytes()))
     shutil.copytree(tmp_path / "run", tmp_path / "worse")
     with pytest.warns(UserWarning, match=r"is damaged.*going on from the checkpoint before it"):
         run(pictures, tmp_path / "run", ema=0.9, resume=True)
@@ -203,6 +213,82 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
         for n in ("whole", "cut")
     ]
     assert steps[0] == steps[1]
+
+
+def test_a_run_on_streamed_data_goes_on_to_the_same_bits(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With random numbers in every step: the worker processes take none of them."""
+    monkeypatch.setattr("multifsl.bank.free_bytes", lambda _: 3000)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+
+    def go(name: str, **options: Any) -> None:
+        with pytest.warns(UserWarning, match="streamed from disk"):
+            run(pictures, tmp_path / name, steps=8, augment="drawings", **options)
+
+    go("whole")
+    taken = 0
+
+    def lost(*given: Any) -> None:
+        nonlocal taken
+        save(*given)
+        taken += 1
+        if taken == 5:
+            raise OSError("no space")
+
+    save = run_folder.save
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save", lost)
+        with pytest.raises(MultifslError, match="no space"):
+            go("cut")
+    go("cut", resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_what_a_kill_leaves_behind_is_tidied_away(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-written file, metrics that are no text, and an end between the run's last file and its checkpoints."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(MultifslError, match="disk full"):
+            run(pictures, out)
+    (out / ".checkpoint.safetensors.x1y2").write_bytes(b"half")
+    with (out / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe{")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "tidy", lambda _: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(MultifslError, match="killed"):
+            run(pictures, out, resume=True)
+    assert (out / "run.json").exists() and (out / CHECKPOINTS[0]).exists()
+    with pytest.raises(MultifslError, match="is finished; there is nothing to resume"):
+        run(pictures, out, resume=True)
+    names = {path.name for path in out.iterdir()} - {"tensorboard"}
+    assert names == {"run.json", "model.safetensors", "settings.json", "metrics.jsonl", curves.NAME}
+
+
+def test_other_data_or_another_beginning_is_another_run(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pictures, tmp_path / "copy")
+    task = f"images({str(tmp_path / 'copy')!r})"
+    run(pictures, tmp_path / "first", steps=2)
+    shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    begun = {"method": "prototypical", "out": tmp_path / "run", "steps": 4, **SHAPE}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(MultifslError, match="disk full"):
+            multifsl.train(task, f"run:{tmp_path / 'first'}", **begun)
+    with pytest.raises(MultifslError, match=r"other settings \(encoder_from: .* then, None now\)"):
+        multifsl.train(task, ENCODER, **begun, resume=True)
+    (tmp_path / "copy" / build("tasks", task).items("train").class_names[0] / "0.png").unlink()
+    with pytest.raises(MultifslError, match=r"other settings \(train_items: \[78, .* then, \[77, .* now\)"):
+        multifsl.train(task, f"run:{tmp_path / 'moved'}", **begun, resume=True)
+    shutil.rmtree(tmp_path / "copy")
+    shutil.copytree(pictures, tmp_path / "copy")
+    multifsl.train(task, f"run:{tmp_path / 'moved'}", **begun, resume=True)  # the same weights, elsewhere
 
 
 def _newest_change(folder: Path) -> float:
@@ -348,6 +434,34 @@ def test_a_diverging_loss_stops_the_run(pictures: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_weights_that_are_not_finite_are_never_kept(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient that is not, of a loss that is: in the last step, and in one that a checkpoint follows."""
+    step = torch.optim.Adam.step
+    taken = 0
+
+    def spoilt(self: Any, *given: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 6:
+            self.param_groups[0]["params"][0].grad[0] = torch.nan
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spoilt)
+    with pytest.raises(
+        MultifslError, match=r"the weights are not finite after step 6, whose episodes are .*tasks\(5, 1\)"
+    ):
+        run(pictures, tmp_path / "run", steps=6)
+    assert not (tmp_path / "run" / "run.json").exists()
+    taken = 0
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(MultifslError, match="the weights are not finite after step 6.*the last good state is in"):
+        run(pictures, tmp_path / "other", steps=30)
+    kept = read_tensors(tmp_path / "other" / CHECKPOINTS[0])[0]
+    assert all(torch.isfinite(v).all() for k, v in kept.items() if k.startswith("model."))
+
+
 def test_an_encoder_of_another_modality_is_refused(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(MultifslError, match=r"reads speech items, but the task .* has image items"):
         multifsl.train(f"images({str(pictures)!r})", "ecapa(channels=8)", "prototypical", out=tmp_path / "run")
@@ -479,8 +593,8 @@ def test_a_frozen_run_goes_on_with_the_same_encoder_alone(pictures: Path, tmp_pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(training, "save_run", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        patch.setattr(training, "save_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(MultifslError, match="cannot write to .*: disk full; what was saved before is whole"):
             go(1, 4)
     with pytest.raises(MultifslError, match=r"other settings \(frozen_encoder: "):
         go(2, 4, resume=True)

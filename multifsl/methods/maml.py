@@ -47,7 +47,7 @@ class Maml(AdaptationMethod):
         batch_norm: "support", "query" (transductive), or "per_step", as above.
         learn_lr: None; "step", a learned rate for each tensor of weights and step; or "weight", for each weight (Meta-SGD).
         multi_step_loss: over how many training steps the loss after every inner step fades out; 0: only the last counts.
-        first_order_until: the training step at which second order sets in.
+        first_order_until: the training step at which second order sets in. Both count the steps that `begin_step` is told.
 
     >>> import torch
     >>> from multifsl.encoder import Features
@@ -115,6 +115,10 @@ class Maml(AdaptationMethod):
         self.weight_rates = WeightRates(start, self.rates) if learn_lr == "weight" else None
         self.clock = Clock() if multi_step_loss or first_order_until else None
 
+    def begin_step(self, step: int) -> None:
+        if self.clock is not None:
+            self.clock.set(step)
+
     def inner_loop(self, support: Batch, present: Tensor) -> Weights:
         *_, last = self.trajectory(support, present, self.steps if self.training else self.test_steps)
         return last
@@ -141,8 +145,6 @@ class Maml(AdaptationMethod):
 
     def forward(self, episodes: Episode) -> Output:
         output = super().forward(episodes)
-        if self.training and self.clock is not None:
-            self.clock.tick()
         if self.training and self.step_norms is not None:
             self.step_norms.copy_last(self.norms)
         return output

@@ -121,8 +121,13 @@ class Mann(EmbeddingMethod):
         if memory == "persistent":
             self.register_buffer("kept_memory", torch.zeros(slots, slot_width))
             self.register_buffer("kept_usage", torch.zeros(slots))
+        self._begun: tuple[Tensor, Tensor] | None = None  # memory and usage that a training step starts from
 
     # ---- the protocol ----
+
+    def begin_step(self, step: int) -> None:
+        if self.memory == "persistent":
+            self._begun = self.kept_memory.clone(), self.kept_usage.clone()
 
     def adapt(self, support: Batch, present: Tensor) -> MannState:
         assert isinstance(support.x, Tensor)
@@ -226,9 +231,9 @@ class Mann(EmbeddingMethod):
         lead = x.shape[:-2]
         h, c = x.new_zeros(2, *lead, self.controller)
         if self.memory == "persistent":
-            memory, usage = (
-                leaf.to(x.dtype).expand(*lead, *leaf.shape) for leaf in (self.kept_memory, self.kept_usage)
-            )
+            kept = self.kept_memory, self.kept_usage
+            kept = self._begun if self.training and self._begun is not None else kept
+            memory, usage = (leaf.to(x.dtype).expand(*lead, *leaf.shape) for leaf in kept)
         else:
             memory, usage = x.new_zeros(*lead, self.slots, self.slot_width), x.new_zeros(*lead, self.slots)
         weights = x.new_zeros(*lead, self.heads, self.slots)

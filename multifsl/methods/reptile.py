@@ -13,9 +13,11 @@ above, serial with one task a step, batched with more; any other optimiser works
 
 Departures: minibatches are dealt out evenly over the classes, in the order of the items, where the authors shuffle them;
 a task with fewer items than `batch_size` is one batch. At evaluation queries are normalised by the statistics of the
-support set, where the authors run each of them in one batch with the support set. Adam's second moments are handed on from
-task to task, as in the authors' code (one optimiser for the whole of training); `carry=False` begins each task afresh.
-Differentiated at evaluation, the inner loop's Jacobian is taken for the identity.
+support set, where the authors run each of them in one batch with the support set. Adam's second moments are handed on, as in
+the authors' code (one optimiser for the whole of training), but from step to step: where a step has more tasks than one, each of
+them starts from what the last task of the step before left, so that it does not matter in how many micro-batches and processes
+they are run. `carry=False` begins each task afresh. Differentiated at evaluation, the inner loop's Jacobian is taken for the
+identity.
 
 Shape letters: B items of a minibatch, S items of a task, N ways.
 """
@@ -44,7 +46,8 @@ class Reptile(AdaptationMethod):
         steps: inner steps in training. test_steps: at evaluation. lr: the inner learning rate.
         batch_size: items of an inner step; None takes all that the task has.
         optimizer: of the inner steps, "adam" (without momentum) or "sgd".
-        carry: start Adam's second moments where the task before left them, at evaluation where training left them.
+        carry: start Adam's second moments where the last task of the training step before left them, or, where nobody says that a
+            step begins (see `begin_step`), the task before; at evaluation where training left them.
         trainable: see AdaptationMethod. What is not adapted is frozen: nothing here could train it.
         max_way, head, batch_norm, vectorize: see AdaptationMethod. A shared head's row moves towards the mean of the classes'.
 
@@ -92,10 +95,18 @@ class Reptile(AdaptationMethod):
         for name, parameter in encoder.named_parameters():
             if name not in self.adapted:
                 parameter.requires_grad_(False)
-        self.clock = Clock() if self.carry else None  # counts tasks
+        self.clock = Clock() if self.carry else None  # how many tasks in a row have moved the second moments
+        self._begun: tuple[Weights, int] | None = (
+            None  # second moments that a training step starts from, and their clock
+        )
         if self.carry:
             for name, weight in self.initial(self.max_way or 1).items():
                 self.register_buffer(_moment(name), torch.zeros_like(weight))
+
+    def begin_step(self, step: int) -> None:
+        if self.carry:
+            second, tasks = self._held()
+            self._begun = {k: v.clone() for k, v in second.items()}, tasks
 
     def inner_loop(self, support: Batch, present: Tensor) -> Weights:
         phi, _ = self.descend(support, present, self.steps if self.training else self.test_steps)
@@ -104,13 +115,13 @@ class Reptile(AdaptationMethod):
     def descend(self, task: Batch, present: Tensor, steps: int) -> tuple[Weights, Weights]:
         """The weights after some inner steps, and Adam's second moments, both constants."""
         weights = {k: w.detach() for k, w in self.initial(present.shape[0]).items()}
-        second = {k: torch.zeros_like(w) for k, w in weights.items()}
-        done = 0
-        if self.clock is not None:
-            done = self.clock.steps * self.steps
-            held = {k: self.get_buffer(_moment(k)) for k in weights}
+        second, tasks = {k: torch.zeros_like(w) for k, w in weights.items()}, 0
+        if self.carry:
+            held, tasks = self._start()
             second = {k: self.rows(v, present.shape[0]) if k.startswith("head.") else v for k, v in held.items()}
-        for step, batch in enumerate(minibatches(task, present.shape[0], self.batch_size, steps), done + 1):
+        for step, batch in enumerate(
+            minibatches(task, present.shape[0], self.batch_size, steps), tasks * self.steps + 1
+        ):
 
             def loss(weights: Weights, batch: Batch = batch) -> Tensor:
                 return self.loss(weights, batch, present)
@@ -156,7 +167,16 @@ class Reptile(AdaptationMethod):
         for name, value in moments.items():
             _like(self.get_buffer(name), value).copy_(value)
         if moments and self.clock is not None:
-            self.clock.tick()
+            self.clock.set(self._start()[1] + 1)
+
+    def _held(self) -> tuple[Weights, int]:
+        """Adam's second moments, and how many tasks moved them."""
+        assert self.clock is not None
+        return {k: self.get_buffer(_moment(k)) for k in self.initial(self.max_way or 1)}, self.clock.steps
+
+    def _start(self) -> tuple[Weights, int]:
+        """The same, as a task starts from them."""
+        return self._begun if self.training and self._begun is not None else self._held()
 
     def _joined(self, name: str, value: Tensor, present: Tensor) -> Tensor:
         """For the one row of a shared head, the mean of what the classes that take part made of it."""

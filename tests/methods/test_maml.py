@@ -148,7 +148,7 @@ def test_the_meta_gradient_equals_the_paper(options: str) -> None:
     lr = rates_of(made)
     shares = None
     if made.clock is not None:
-        made.clock.tick()  # of 4: the even shares of 1/3 have lost a quarter
+        made.begin_step(1)  # of 4: the even shares of 1/3 have lost a quarter
         shares = [0.25, 0.25, 0.5]
     x, y, q, qy = task()
     first_order = "first_order" in options
@@ -311,19 +311,19 @@ def test_the_meta_gradient_equals_that_of_higher() -> None:
 
 
 def test_the_losses_of_all_steps_fade_into_the_last_one() -> None:
-    """Shares by hand: even at first; after M training steps nothing but the last; the count outlives a saved model."""
+    """Shares by hand: even at first; after M training steps nothing but the last; in whatever many calls a step comes."""
     made = method("steps=4, multi_step_loss=2")
     x, y, q, qy = task()
     path = reference.inner_loop(as_numpy(made), x, y, made.lr, 4)
     losses = [reference.loss(w, q, qy) for w in path[1:]]
     expected = [np.mean(losses), np.dot([1 / 8, 1 / 8, 1 / 8, 5 / 8], losses), losses[-1], losses[-1]]
     for step in range(4):
+        made.begin_step(step)
         again = method("steps=4, multi_step_loss=2")
         again.load_state_dict(made.state_dict())
-        again.eval()(episodes(1))  # evaluation is no training step
-        assert again.clock is not None and again.clock.steps == step
-        for copied in (again.train(), made):
+        for copied in (again, made, made):
             np.testing.assert_allclose(float(copied(episodes(1)).loss.detach()), expected[step], rtol=1e-10)
+    assert int(made.state_dict()["clock.count"]) == 3  # under this name in the files of all versions
 
 
 def test_second_order_sets_in_at_the_step_that_was_asked_for() -> None:
@@ -331,7 +331,8 @@ def test_second_order_sets_in_at_the_step_that_was_asked_for() -> None:
     batch = episodes(2)
     low, high = (gradient(m, m(batch).loss.sum()) for m in (first, second))
     assert float((low["encoder.layer.weight"] - high["encoder.layer.weight"]).abs().max()) > 1e-3
-    for expected in (low, low, high, high):
+    for step, expected in enumerate((low, low, high, high)):
+        made.begin_step(step)
         for k, g in gradient(made, made(batch).loss.sum()).items():
             assert_close(g, expected[k], rtol=1e-12, atol=1e-14)
 

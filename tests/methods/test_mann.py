@@ -308,6 +308,21 @@ def test_a_persistent_memory_is_what_the_last_task_of_the_last_step_left() -> No
     assert_close(copied.eval()(batch), made.eval()(batch), rtol=0, atol=0)
 
 
+def test_all_micro_batches_of_a_step_start_from_the_same_memory() -> None:
+    """Task by task as all at once; what a step leaves is there in the next one, and in evaluation at once."""
+    options, batch = "memory='persistent', order='given'", meta_batch()
+    made, other, copied = method(options).train(), method(options).train(), method(options).eval()
+    seen = []
+    for step in range(2):
+        made.begin_step(step)
+        other.begin_step(step)
+        seen.append(torch.cat([made(toys.one(batch, t)).logits for t in range(3)]).detach())
+        assert_close(seen[-1], other(batch).logits.detach(), rtol=1e-10, atol=1e-12)
+    assert float((seen[1] - seen[0]).abs().max()) > 1e-4
+    copied.load_state_dict(made.state_dict())
+    assert_close(made.eval()(batch), copied(batch), rtol=0, atol=0)
+
+
 def test_the_order_at_evaluation_does_not_see_padding() -> None:
     y = torch.tensor([[0, 0, 1, 1, 2, 2]])
     padded = torch.tensor([[-1, 0, 0, -1, 1, 1, 2, 2, -1]])

@@ -17,6 +17,7 @@ from multifsl.errors import MultifslError
 from multifsl.methods.reptile import Reptile, minibatches
 from multifsl.registry import build
 from tests.contracts import test_methods as contracts
+from tests.contracts import toys
 from tests.reference import reptile as reference
 
 
@@ -132,6 +133,24 @@ def test_second_moments_go_on_from_task_to_task(features: bool) -> None:
         np.testing.assert_allclose(logits, reference.logits(phi, qx[0].numpy()), rtol=1e-10, atol=1e-12)  # type: ignore[index]
     assert method.clock is not None
     assert method.clock.steps == 4  # evaluation leaves no trace
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_second_moments_go_on_from_step_to_step_where_steps_are_told(features: bool) -> None:
+    """All tasks of a step start from those of the last task of the step before, each in a call of its own; 1e-10."""
+    inner = {"optimizer": "adam", "lr": 0.01, "batch_size": 4}
+    method = learner("reptile(steps=3, lr=0.01, batch_size=4)", features=features).train()
+    theta, second = net(method), None
+    for step in range(3):
+        method.begin_step(step)
+        batch, found = episodes(3, seed=step), []
+        losses = torch.cat([method(toys.one(batch, t)).loss.detach() for t in range(3)])
+        for t in range(3):
+            phi, after = reference.adapt(theta, *items(batch, t), steps=3, second=second, done=3 * step, **inner)  # type: ignore[arg-type]
+            found.append(reference.half_squared_distance(theta, phi))
+        second = after
+        np.testing.assert_allclose(losses.numpy(), found, rtol=1e-10)
+    assert method.clock is not None and method.clock.steps == 3
 
 
 def test_the_inner_loop_is_torchs_adam_without_momentum() -> None:
