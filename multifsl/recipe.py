@@ -8,6 +8,7 @@ What trains is imported inside the functions, so that a list of recipes is immed
 """
 
 import inspect
+import os
 import tomllib
 import warnings
 from collections.abc import Callable
@@ -200,7 +201,8 @@ def reproduce(
         out: the run's folder, by default `runs/NAME`, or `runs/NAME-seedN`.
         eval_only: train nothing; evaluate the model of that name that comes with the package, or the finished run at `out`.
         split, episodes: instead of those of the recipe's rows. seed: of the training, instead of the recipe's.
-        overwrite: begin anew. device, data_root, report, progress: see `multifsl.train`.
+        overwrite: begin anew. Started by torchrun, all processes train, and the first one evaluates.
+        device, data_root, report, progress: see `multifsl.train`.
 
     Raises:
         MultifslError: no such recipe, nothing to evaluate, or what `train` and `evaluate` raise; most of it before anything is
@@ -212,6 +214,8 @@ def reproduce(
 
     recipe = load_recipe(name)
     asked: dict[str, Any] = {"device": device, "data_root": data_root}
+    if eval_only and seed is not None:
+        raise MultifslError("the seed is of the training, and eval_only trains nothing; leave one of them out")
     if eval_only and out is None:
         if recipe.name not in model_names():
             raise MultifslError(
@@ -229,4 +233,6 @@ def reproduce(
         begun = (Path(run) / "settings.json").exists() and not overwrite
         with suppress(Finished):  # one that is finished is evaluated
             train(**arguments, out=run, resume=begun, overwrite=overwrite, report=report, progress=progress, **asked)
+    if int(os.environ.get("RANK", "0")):
+        return []  # of several processes the first one scores
     return [Figure(row, evaluate(run, **{**row.asked, **chosen}, **asked, progress=progress)) for row in recipe.rows]

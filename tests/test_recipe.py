@@ -2,7 +2,10 @@
 
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -277,6 +280,8 @@ def test_without_training(own: Path, tmp_path: Path) -> None:
         reproduce(str(own), eval_only=True)
     with pytest.raises(MultifslError, match="there is no run at"):
         reproduce(str(own), out=tmp_path / "none", eval_only=True)
+    with pytest.raises(MultifslError, match="the seed is of the training"):
+        reproduce(str(own), seed=3, eval_only=True)
     assert not (tmp_path / "none").exists()
 
 
@@ -285,6 +290,18 @@ def test_missing_data_are_told_before_the_training(own: Path, tmp_path: Path) ->
     with pytest.raises(DataNotFound, match="nowhere"):
         reproduce(str(own), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_train_and_one_scores(own: Path, tmp_path: Path) -> None:
+    own.write_text(own.read_text().replace("steps = 30", "steps = 6\nepisodes_per_step = 2"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "multifsl.cli", "reproduce", str(own), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3-way, by cosine") == 1 and done.stdout.count("published: by hand") == 1
+    assert read_json(tmp_path / "run" / "run.json")["processes"] == 2
 
 
 def test_another_seed_has_a_folder_of_its_own(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
