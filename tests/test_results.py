@@ -150,5 +150,5 @@ def test_a_record_of_an_older_run_names_no_threads(script: ModuleType, tmp_path:
 def test_every_row_of_the_page_has_a_recipe_and_its_command() -> None:
     """The page as it stands: written by the script from the recipes and records that are there."""
     page = (SCRIPT.parent.parent / "docs" / "results.md").read_text()
-    commands = re.findall(r"^\| `multifsl reproduce (\S+).*`", page, re.M)
+    commands = re.findall(r"^\| `multifsl reproduce ([\w-]+)", page, re.M)
     assert sorted(commands) == recipe.recipe_names()
