@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from multifsl import registry
+from multifsl.recipe import load_recipe
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -44,3 +45,10 @@ def test_commands_name_what_there_is(page: Path) -> None:
         task = words[2] if words[1] == "train" else words[words.index("--task") + 1] if "--task" in words else None
         if task is not None:
             registry.build("tasks", task)
+
+
+def test_the_recipe_shown_can_be_followed(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (DOCS / "training.md").read_text(), re.DOTALL)
+    (tmp_path / "photos.toml").write_text(block)
+    shown = load_recipe(str(tmp_path / "photos.toml"))
+    assert shown.train["way"] == 10 and [row.published for row in shown.rows] == [71.5]
