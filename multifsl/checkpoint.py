@@ -28,7 +28,7 @@ from multifsl.functional import digest
 from multifsl.method import Method
 from multifsl.options import check_choice
 from multifsl.registry import build, filled_in, find, names, parse, resolved
-from multifsl.shipped import is_shipped, run_folder
+from multifsl.shipped import SHIPPED, is_shipped, model_names, run_folder
 
 SCHEMA = 1
 MAX_JSON_BYTES = 64 * 2**20
@@ -315,11 +315,17 @@ def load_run(
     """
     check_choice("weights", weights, ("best", "last"))
     allow_download = allow_download or is_shipped(path)  # what they name was chosen by us
-    path = run_folder(path)
+    given, path = path, run_folder(path)
+    if not path.exists() and str(given) in model_names():
+        raise MultifslError(f"there is no run at {given}; did you mean '{SHIPPED}{given}', a model that comes along?")
     if has_checkpoint(path) and not (path / "run.json").exists():
         raise MultifslError(f"the run {path} is not finished; go on with it by --resume")
     info, tensors = read_pair(path, "run.json", "run")
     source = path / "model.safetensors"
+    done = info.get("metrics", {})
+    end = done.get("steps_done")
+    if weights == "last" and info.get("last_sha256") is None and done.get("val_step", end) != end:
+        raise MultifslError(f"of {path.name} the best weights alone are here, not the last; take weights='best'")
     if weights == "last" and info.get("last_sha256") is not None:  # else the best ones were the last
         source = path / LAST
         if not source.is_file() or checksum(source.read_bytes()) != info["last_sha256"]:

@@ -379,8 +379,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes, codes = np.unique(labels, return_inverse=True)
         if method.max_way is not None and len(classes) > method.max_way:
             raise MultifslError(
-                f"{resolved(method)} tells at most {method.max_way} classes apart, not {len(classes)}: train or fit it anew, with "
-                f"max_way={len(classes)}" + (", or with head='shared'" if hasattr(method, "head") else "")
+                f"{resolved(method)} tells at most {method.max_way} classes apart, not {len(classes)}: train it anew, with "
+                f"max_way={len(classes)}"
+                + (", or with head='shared'" if hasattr(method, "head") else "")
+                + ", or take a method for any number of classes, such as prototypical"
             )
         with torch.inference_mode():
             where = pick_device(self.device)

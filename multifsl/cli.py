@@ -143,7 +143,7 @@ def list_(
         if kind != "models":
             for name in recipe_names():
                 recipe = load_recipe(name)
-                table.add_row("recipe", name, recipe.train["method"], f"{recipe.title}, as in {recipe.source}")
+                table.add_row("recipe", name, recipe.train["method"], f"{recipe.title}; published: {recipe.source}")
     console().print(table)
 
 
@@ -298,7 +298,8 @@ def reproduce(
     ],
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run's folder; by default runs/RECIPE.")] = None,
     eval_only: Annotated[
-        bool, typer.Option("--eval-only", help="Train nothing; score the weights that come along, or the run at --out.")
+        bool,
+        typer.Option("--eval-only", help="Train nothing; score the run at --out, or else the weights that come along."),
     ] = False,
     split: Annotated[Split | None, typer.Option(help="Which classes, instead of the recipe's.")] = None,
     episodes: Annotated[int | None, typer.Option(help="How many, instead of the recipe's.", min=2)] = None,
@@ -312,7 +313,7 @@ def reproduce(
     """Train a recipe, or go on with it where it was stopped, and print the published figures beside ours."""
     from rich.table import Table
 
-    from multifsl.recipe import load_recipe
+    from multifsl.recipe import load_recipe, place_of
     from multifsl.recipe import reproduce as run_recipe
     from multifsl.training import keep_memory
 
@@ -341,7 +342,8 @@ def reproduce(
                 f"{ours.episodes:,}",
                 "transductive" if ours.transductive else "inductive",
             )
-        print(f"{recipe.title}\npublished: {recipe.source}")
+        place = place_of(recipe, name, out=out, eval_only=eval_only, seed=seed)
+        print(f"{recipe.title or recipe.name}\nours: {place}\npublished: {recipe.source or 'not said'}")
         console().print(table)
         if any(figure.ours.split == "val" for figure in figures):
             print("The val classes chose the weights; the published figures are of test classes.")

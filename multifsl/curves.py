@@ -8,7 +8,8 @@ NAME = "curves.svg"
 
 
 def draw(run: Path) -> Path | None:
-    """Write `curves.svg` into a run's folder from its `metrics.jsonl`; None, and no picture, where that has nothing to show."""
+    """Write `curves.svg` into a finished run's folder, from its metrics; None, and no picture, where they have nothing to show."""
+    done = json.loads((run / "run.json").read_text())["metrics"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     looks = [row for row in rows if "loss" in row]
     validations = [row for row in rows if "val_accuracy" in row]
@@ -23,17 +24,27 @@ def draw(run: Path) -> Path | None:
     mark = "o" if len(looks) == 1 else ""
     loss.plot(steps, [row["loss"] for row in looks], marker=mark)
     loss.set(xlabel="step", ylabel="loss")
-    accuracy.plot(steps, [row["accuracy"] for row in looks], marker=mark, label="training episodes", alpha=0.6)
+    accuracy.plot(
+        steps, [row["accuracy"] for row in looks], marker=mark, label=f"training, {done['train_way']}-way", alpha=0.6
+    )
     if validations:
         best: dict[str, Any] = max(validations, key=lambda row: row["val_accuracy"])
-        bars = {"marker": "o", "capsize": 2, "label": "validation classes"}
+        bars = {"marker": "o", "capsize": 2, "label": f"validation, {done['val_episode']['way']}-way"}
         accuracy.errorbar(
             [row["step"] for row in validations],
             [row["val_accuracy"] for row in validations],
             yerr=[row["val_ci95"] for row in validations],
             **bars,
         )
-        accuracy.plot(best["step"], best["val_accuracy"], "k*", markersize=10, label="the weights kept", zorder=9)
+        accuracy.plot(
+            best["step"],
+            best["val_accuracy"],
+            "k*",
+            markersize=12,
+            fillstyle="none",
+            label="the weights kept",
+            zorder=9,
+        )
     accuracy.set(xlabel="step", ylabel="accuracy", ylim=(None, 1))
     accuracy.legend(loc="lower right")
     for axis in (loss, accuracy):

@@ -12,7 +12,6 @@ import os
 import tomllib
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -107,6 +106,8 @@ def load_recipe(name: str) -> Recipe:
         figures.append(Row(name, {k: _plain(v) for k, v in asked.items()}, published))
     if not all(isinstance(word, str) for word in words.values()):
         raise BadFile(f"{path}: {', '.join(WORDS)} are texts")
+    if len({row.name for row in figures}) < len(figures):
+        raise BadFile(f"{path}: each [[evaluate]] has a name of its own")
     if own:  # the package's are checked by its tests
         _check_tables(path, arguments, tables)
     return Recipe(path.stem, **words, train={k: _plain(v) for k, v in arguments.items()}, rows=tuple(figures))
@@ -177,7 +178,23 @@ class Figure:
     ours: "Evaluation"
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.row.name, "published": self.row.published, **self.ours.to_json()}
+        published = (
+            None if self.row.published is None else round(self.row.published / 100, 6)
+        )  # a fraction, as all else
+        return {"name": self.row.name, "published": published, **self.ours.to_json()}
+
+
+def place_of(
+    recipe: Recipe, name: str, *, out: Path | str | None = None, eval_only: bool = False, seed: int | None = None
+) -> str:
+    """Where the run of a recipe is, or will be: a folder, or "model:NAME". name: as it was asked for.
+
+    >>> place_of(load_recipe("omniglot-prototypical"), "omniglot-prototypical", eval_only=True)
+    'model:omniglot-prototypical'
+    """
+    if eval_only and out is None and recipe.name in model_names() and not name.endswith(".toml"):
+        return SHIPPED + recipe.name
+    return str(out or Path("runs") / (recipe.name if seed is None else f"{recipe.name}-seed{seed}"))
 
 
 def reproduce(
@@ -199,7 +216,7 @@ def reproduce(
     Args:
         name: a recipe of the package, or the path of a TOML file.
         out: the run's folder, by default `runs/NAME`, or `runs/NAME-seedN`.
-        eval_only: train nothing; evaluate the model of that name that comes with the package, or the finished run at `out`.
+        eval_only: train nothing; evaluate the finished run at `out`, or, where none is given, the model that comes along.
         split, episodes: instead of those of the recipe's rows. seed: of the training, instead of the recipe's.
         overwrite: begin anew. Started by torchrun, all processes train, and the first one evaluates.
         device, data_root, report, progress: see `multifsl.train`.
@@ -208,22 +225,18 @@ def reproduce(
         MultifslError: no such recipe, nothing to evaluate, or what `train` and `evaluate` raise; most of it before anything is
         trained, such as DataNotFound where the data of some figure are not there.
     """
+    from multifsl.checkpoint import has_checkpoint
     from multifsl.evaluation import evaluate
-    from multifsl.run_folder import Finished
+    from multifsl.run_folder import Finished, Stopped
     from multifsl.training import train
 
     recipe = load_recipe(name)
     asked: dict[str, Any] = {"device": device, "data_root": data_root}
     if eval_only and seed is not None:
         raise MultifslError("the seed is of the training, and eval_only trains nothing; leave one of them out")
-    if eval_only and out is None:
-        if recipe.name not in model_names():
-            raise MultifslError(
-                f"no model {recipe.name!r} comes with this version; train it, without --eval-only, or name a run with --out"
-            )
-        run = SHIPPED + recipe.name
-    else:
-        run = str(out or Path("runs") / (recipe.name if seed is None else f"{recipe.name}-seed{seed}"))
+    run = place_of(recipe, name, out=out, eval_only=eval_only, seed=seed)
+    if eval_only and has_checkpoint(Path(run)):
+        raise MultifslError(f"the run {run} is not finished; without eval_only (--eval-only) it goes on")
     chosen = {k: v for k, v in {"split": split, "episodes": episodes}.items() if v is not None}
     for row in recipe.rows:
         _check_data({**row.asked, **chosen}, recipe.train["task"], data_root)
@@ -231,8 +244,12 @@ def reproduce(
         _check_methods(recipe)
         arguments = recipe.train | ({} if seed is None else {"seed": seed})
         begun = (Path(run) / "settings.json").exists() and not overwrite
-        with suppress(Finished):  # one that is finished is evaluated
+        try:
             train(**arguments, out=run, resume=begun, overwrite=overwrite, report=report, progress=progress, **asked)
+        except Finished:
+            warnings.warn(f"{run} is finished already: it is scored, not trained", stacklevel=2)
+        except Stopped as error:
+            raise Stopped(str(error).replace("goes on by --resume", "goes on by the same command")) from None
     if int(os.environ.get("RANK", "0")):
         return []  # of several processes the first one scores
     return [Figure(row, evaluate(run, **{**row.asked, **chosen}, **asked, progress=progress)) for row in recipe.rows]

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from multifsl import curves
-from multifsl.checkpoint import CHECKPOINTS, LAST, read_json, read_tensors, to_bytes, write_atomically
+from multifsl.checkpoint import CHECKPOINTS, LAST, has_checkpoint, read_json, read_tensors, to_bytes, write_atomically
 from multifsl.errors import BadFile, MultifslError
 from multifsl.functional import digest
 from multifsl.optim import Average
@@ -23,6 +23,10 @@ from multifsl.parallel import Processes
 
 class Finished(MultifslError):
     """A run that is asked to go on has come to its end."""
+
+
+class Stopped(MultifslError):
+    """A run was interrupted; it can go on."""
 
 
 @dataclass
@@ -51,18 +55,20 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MultifslError(
-            f"cannot write to {out}: {error.strerror or error}; what was saved before is whole, and the run goes on from there by "
-            "--resume"
-        ) from error
+        saved = "nothing was saved yet"
+        if has_checkpoint(out):
+            saved = "what was saved before is whole, and the run goes on from there by --resume"
+        raise MultifslError(f"cannot write to {out}: {error.strerror or error}; {saved}") from error
 
 
 def tidy(out: Path) -> None:
-    """Leave a finished run's folder as it is to be: with its picture, without checkpoints."""
+    """Leave a finished run's folder as it is to be: with its picture, without checkpoints. One that is so is not touched."""
+    if has_checkpoint(out) or not (out / curves.NAME).exists():
+        curves.draw(out)
     for name in CHECKPOINTS:
-        (out / name).unlink(missing_ok=True)
+        if (out / name).exists():
+            (out / name).unlink()
     remove_unfinished(out)
-    curves.draw(out)
 
 
 def remove_unfinished(out: Path) -> None:
@@ -84,10 +90,12 @@ def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite
         differ = [f"{k}: {v!r} then, {new.get(k)!r} now" for k, v in old.items() if v != new.get(k)]
         if differ:
             raise MultifslError(
-                f"the run {out} was started with other settings ({'; '.join(differ)}); resume with the same ones"
+                f"the run {out} was started with other settings ({'; '.join(differ)}); resume with the same ones, or begin anew "
+                "with --overwrite, or elsewhere with another --out"
             )
         if (out / "run.json").exists():
-            tidy(out)
+            with writing(out):
+                tidy(out)
             raise Finished(f"the run {out} is finished; there is nothing to resume")
         return
     if out.exists() and not out.is_dir():
@@ -95,10 +103,10 @@ def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite
     there = {path.name for path in out.iterdir()} if out.exists() else set()
     ours = config.exists() and {"task", "encoder", "method"} <= read_json(config).keys()
     if there and not (ours and there == {"settings.json"}):  # alone, ours is of a run that never began
+        if not ours:
+            raise MultifslError(f"{out} exists and is no run: it is not overwritten; choose another place")
         if not overwrite:
             raise MultifslError(f"{out} exists already; go on with it by --resume, or replace it by --overwrite")
-        if not ours:
-            raise MultifslError(f"{out} is no run: it is not overwritten")
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from multifsl.registry import build, resolved
 from multifsl.run_folder import (
     Metrics,
     Progressed,
+    Stopped,
     check_folder,
     open_folder,
     restore,
@@ -353,7 +354,7 @@ def train(
                         save(out, model, mover, average, at, states)
                 saved = at.seconds
             if stopped:
-                raise MultifslError(f"stopped at step {at.step}; the state is in {out} and goes on by --resume")
+                raise Stopped(f"stopped at step {at.step}; the state is in {out} and goes on by --resume")
 
     if metrics is not None:
         metrics.close()
@@ -379,6 +380,7 @@ def train(
         "seconds": round(at.seconds, 1),
         "threads": torch.get_num_threads(),
         "steps_done": at.step,
+        "train_way": str(n_classes) if by_class else _told(way),
         "train_classes": len(source.items.class_names),
     }
     if at.best:
@@ -485,6 +487,10 @@ def _open(
         return open_data(network, items, device=where, progress=progress)
     z, kept = embed_items(network.to(where), items, progress=progress)
     return Bank(z.double() if precision == "float64" else z, kept)
+
+
+def _told(value: Range) -> str:
+    return str(value) if isinstance(value, int) else f"{value[0]} to {value[1]}"
 
 
 def _plain(value: Range) -> int | list[int]:

@@ -246,12 +246,13 @@ def draw(found: dict[tuple[str, str], dict[str, Any]]) -> None:
         for i, method in enumerate(METHODS):
             curve = [] if method in SAME_RUN else found.get((task, method), {}).get("curve", [])
             style = ("-", "--", ":")[i // 5 % 3]
-            axis.plot([s / 60 for s, _ in curve], [100 * a for _, a in curve], style, marker=".", label=method)
+            if method not in SAME_RUN:
+                axis.plot([s / 60 for s, _ in curve], [100 * a for _, a in curve], style, marker=".", label=method)
         start = found.get((task, UNTRAINED))
         if start:
-            axis.axhline(100 * start["5w1s"]["accuracy"], color="grey", lw=0.8)
+            axis.axhline(100 * start["5w1s"]["accuracy"], color="grey", lw=0.8, label="the encoder as it is")
         axis.set(title=task, xlabel="minutes of training", ylabel="5-way 1-shot validation accuracy, %")
-    axes[-1].legend(fontsize=7, loc="lower right", ncols=2)
+    figure.legend(*axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=7)
     figure.savefig(ROOT / "docs" / "methods" / "curves.svg", metadata={"Date": None})
 
 

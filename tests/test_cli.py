@@ -208,7 +208,7 @@ def test_list_of_models_and_recipes(run: Run) -> None:
         r"^model +model:omniglot-prototypical +prototypical +Prototypical networks.*: 5-way 1-shot 9", models, re.M
     )
     assert re.search(
-        r"^recipe +omniglot-prototypical +prototypical +Prototypical networks.*, as in Snell", recipes, re.M
+        r"^recipe +omniglot-prototypical +prototypical +Prototypical networks.*; published: Snell", recipes, re.M
     )
     assert "recipe" not in models and "model:" not in recipes
     everything = works(run("list")).out

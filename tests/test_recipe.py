@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -138,6 +139,7 @@ def test_a_model_scores_what_its_recipe_says(name: str) -> None:
         (('name = "2-way"', "name = 2"), r"\[\[evaluate\]\] name must be a text, not 2"),
         (('split = "val"', "split = 'dev'"), r"\[\[evaluate\]\] no split 'dev'; known: train, val, test, all"),
         (("[train]", "[train"), "cannot be read as TOML"),
+        (('name = "3-way, by cosine"', 'name = "2-way"'), "has a name of its own"),
         (("title =", "tittle ="), "a recipe has title, source, result, notes, one"),
         (('title = "Bars"', "title = 3"), "are texts"),
         (("[[evaluate]]", "[[other]]"), "a recipe has title"),
@@ -267,7 +269,10 @@ def test_a_recipe_goes_on_where_it_was_stopped(own: Path, tmp_path: Path, monkey
     assert [f.ours.accuracy for f in again] == [f.ours.accuracy for f in whole]
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     before = (tmp_path / "run" / "run.json").stat().st_mtime_ns
-    more = reproduce(str(own), out=tmp_path / "run", episodes=50, split="train")  # finished: it is scored, not trained
+    drawn = (tmp_path / "run" / "curves.svg").stat().st_mtime_ns
+    with pytest.warns(UserWarning, match="run is finished already: it is scored, not trained"):
+        more = reproduce(str(own), out=tmp_path / "run", episodes=50, split="train")
+    assert (tmp_path / "run" / "curves.svg").stat().st_mtime_ns == drawn
     assert [(f.ours.episodes, f.ours.split) for f in more] == [(50, "train")] * 2
     assert (tmp_path / "run" / "run.json").stat().st_mtime_ns == before
     own.write_text(own.read_text().replace("query = 2\nsteps", "query = 1\nsteps"))
@@ -275,14 +280,33 @@ def test_a_recipe_goes_on_where_it_was_stopped(own: Path, tmp_path: Path, monkey
         reproduce(str(own), out=tmp_path / "run")
 
 
-def test_without_training(own: Path, tmp_path: Path) -> None:
-    with pytest.raises(MultifslError, match="no model 'bars' comes with this version; train it"):
-        reproduce(str(own), eval_only=True)
+def test_without_training(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        with pytest.raises(MultifslError, match="there is no run at runs/bars"):
+            reproduce(str(own), eval_only=True)
+        made = reproduce(str(own))
+        assert [f.ours.accuracy for f in reproduce(str(own), eval_only=True)] == [f.ours.accuracy for f in made]
+        with pytest.raises(MultifslError, match="did you mean 'model:omniglot-prototypical'"):
+            multifsl.load_run("omniglot-prototypical")
     with pytest.raises(MultifslError, match="there is no run at"):
         reproduce(str(own), out=tmp_path / "none", eval_only=True)
     with pytest.raises(MultifslError, match="the seed is of the training"):
         reproduce(str(own), seed=3, eval_only=True)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_recipe_that_is_stopped_says_how_it_goes_on(own: Path, tmp_path: Path) -> None:
+    own.write_text(own.read_text().replace("steps = 30", "steps = 60"))
+    stop = lambda *_: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    with pytest.raises(MultifslError, match="stopped at step .* and goes on by the same command"):
+        reproduce(str(own), out=tmp_path / "run", report=stop)
+    with pytest.raises(MultifslError, match=r"run is not finished; without eval_only \(--eval-only\) it goes on"):
+        reproduce(str(own), out=tmp_path / "run", eval_only=True)
+    reproduce(str(own), out=tmp_path / "run")
+    whole = reproduce(str(own), out=tmp_path / "whole")
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert whole[0].to_json()["published"] == 0.995
 
 
 def test_missing_data_are_told_before_the_training(own: Path, tmp_path: Path) -> None:

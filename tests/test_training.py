@@ -98,7 +98,7 @@ def test_a_run_has_a_picture_of_how_it_went(pictures: Path, tmp_path: Path) -> N
     """Its loss at each look, its accuracy, its validations; the same numbers draw the same file."""
     run(pictures, tmp_path / "run", steps=120)
     first = (tmp_path / "run" / "curves.svg").read_text()
-    for words in ("step", "loss", "accuracy", "training episodes", "validation classes", "the weights kept"):
+    for words in ("step", "loss", "accuracy", "training, 3-way", "validation, 3-way", "the weights kept"):
         assert f">{words}</text>" in first
     assert curves.draw(tmp_path / "run") is not None and (tmp_path / "run" / "curves.svg").read_text() == first
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3, "val_accuracy": 0.5, "val_ci95": 0.1}\n')
