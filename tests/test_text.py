@@ -218,6 +218,7 @@ def test_adapters_begin_at_the_published_model_and_are_all_that_learns(folders: 
     assert not encoder.published
     learned = {name for name, p in encoder.named_parameters() if p.requires_grad}
     assert learned == {name for name in encoder.state_dict() if "lora_A" in name or "lora_B" in name}
+    encoder.double()  # a key's A moves by less than float32 sees
     before = {name: p.clone() for name, p in encoder.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):  # B, which begins at 0, and then A, whose gradient comes through B
