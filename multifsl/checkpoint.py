@@ -323,10 +323,10 @@ def load_run(
     info, tensors = read_pair(path, "run.json", "run")
     source = path / "model.safetensors"
     done = info.get("metrics", {})
-    end = done.get("steps_done")
-    if weights == "last" and info.get("last_sha256") is None and done.get("val_step", end) != end:
-        raise MultifslError(f"of {path.name} the best weights alone are here, not the last; take weights='best'")
-    if weights == "last" and info.get("last_sha256") is not None:  # else the best ones were the last
+    best_is_last = done.get("val_step", done.get("steps_done")) == done.get("steps_done")
+    if weights == "last" and not best_is_last:
+        if info.get("last_sha256") is None:
+            raise MultifslError(f"of {path.name} the best weights alone are here, not the last; take weights='best'")
         source = path / LAST
         if not source.is_file() or checksum(source.read_bytes()) != info["last_sha256"]:
             raise BadFile(f"{source} is damaged or missing: its checksum is not the one in run.json")

@@ -6,6 +6,9 @@ MultifslError(ValueError)      what was asked, what came, what is allowed, what 
 └── BadFile                    a run, model or data file that is damaged or not what its name says
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class MultifslError(ValueError):
     """Something that the user asked for cannot be done; the message says why and what to do."""
@@ -21,3 +24,13 @@ class DataNotFound(MultifslError):
 
 class BadFile(MultifslError):
     """A file is damaged, or is not what its name says."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the known one that is most like it, or nothing.
+
+    >>> nearest("prototypcal", ["matching", "prototypical"])
+    "; did you mean 'prototypical'?"
+    """
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

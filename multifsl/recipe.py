@@ -13,11 +13,10 @@ import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multifsl.errors import BadFile, MultifslError
+from multifsl.errors import BadFile, MultifslError, nearest
 from multifsl.options import check_arguments
 from multifsl.registry import build, filled_in, parse
 from multifsl.shipped import SHIPPED, model_names
@@ -76,10 +75,9 @@ def load_recipe(name: str) -> Recipe:
     own = name.endswith(".toml")
     path = Path(name) if own else FOLDER / f"{name}.toml"
     if not own and name not in recipe_names():
-        close = get_close_matches(name, recipe_names(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise MultifslError(
-            f"no recipe {name!r}{hint}; known: {', '.join(recipe_names())} (your own is the path of a .toml file)"
+            f"no recipe {name!r}{nearest(name, recipe_names())}; known: {', '.join(recipe_names())} (your own is the path of a "
+            ".toml file)"
         )
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -136,9 +134,7 @@ def _check(path: Path, where: str, given: dict[str, Any], function: Callable[...
     if lacking := sorted(needs - given.keys()):
         raise BadFile(f"{path}: {where} lacks {', '.join(lacking)}")
     for key in sorted(given.keys() - allowed):
-        close = get_close_matches(key, allowed, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise BadFile(f"{path}: {where} has no {key!r}{hint}; known: {', '.join(sorted(allowed))}")
+        raise BadFile(f"{path}: {where} has no {key!r}{nearest(key, allowed)}; known: {', '.join(sorted(allowed))}")
     try:
         check_arguments(function, given)
         check_split(given.get("split", "test"))
@@ -178,9 +174,8 @@ class Figure:
     ours: "Evaluation"
 
     def to_json(self) -> dict[str, Any]:
-        published = (
-            None if self.row.published is None else round(self.row.published / 100, 6)
-        )  # a fraction, as all else
+        per_cent = self.row.published
+        published = None if per_cent is None else round(per_cent / 100, 6)  # a fraction, as all else
         return {"name": self.row.name, "published": published, **self.ours.to_json()}
 
 

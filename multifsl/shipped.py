@@ -3,10 +3,9 @@
 `multifsl/models/NAME/` is a run's folder without its logs: `run.json` and `model.safetensors`.
 """
 
-from difflib import get_close_matches
 from pathlib import Path
 
-from multifsl.errors import MultifslError
+from multifsl.errors import MultifslError, nearest
 
 FOLDER = Path(__file__).parent / "models"
 SHIPPED, OWN = "model:", "run:"  # before a name, and before a folder where a spec might stand too
@@ -45,9 +44,7 @@ def run_folder(run: Path | str) -> Path:
         return Path(text.removeprefix(OWN))
     name, known = text.removeprefix(SHIPPED), model_names()
     if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {SHIPPED + close[0]!r}?" if close else ""
         raise MultifslError(
-            f"no model {name!r} comes with this version{hint}; known: {', '.join(known) if known else 'none'}"
+            f"no model {name!r} comes with this version{nearest(name, known)}; known: {', '.join(known) if known else 'none'}"
         )
     return FOLDER / name
