@@ -54,6 +54,7 @@ class EfficientnetLite0(Encoder):
 
     Args:
         image_size: pixels, at least 32; the weights were trained at 224; fewer are faster.
+        published: begin with the published weights; without, they are random, and the package is not needed.
 
     Raises:
         DataNotFound: the package is not installed. BadFile: its weights are damaged.
@@ -64,7 +65,7 @@ class EfficientnetLite0(Encoder):
     modality = "image"
     pretrained = True
 
-    def __init__(self, *, image_size: int = 224) -> None:
+    def __init__(self, *, image_size: int = 224, published: bool = True) -> None:
         super().__init__()
         if image_size < 32:
             raise MultifslError(
@@ -79,14 +80,17 @@ class EfficientnetLite0(Encoder):
                 self.blocks.append(Block(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
                 inputs = outputs
         self.head = ConvNorm(inputs, HEAD, 1)
-        own, found = self.state_dict(), published_weights()
-        # The file has the layers of the same network in the same order, and the classifier's two tensors behind them.
-        if [v.shape for v in found[:-2]] != [v.shape for v in own.values()]:
-            raise BadFile(f"the weights in the package {PACKAGE} are not those of EfficientNet-Lite0; install it anew")
-        self.load_state_dict(dict(zip(own, found, strict=False)))
+        self.published = self.pretrained = published
+        if published:
+            own, found = self.state_dict(), published_weights()
+            # The file has the layers of the same network in the same order, and the classifier's two tensors behind them.
+            if [v.shape for v in found[:-2]] != [v.shape for v in own.values()]:
+                raise BadFile(
+                    f"the weights in the package {PACKAGE} are not those of EfficientNet-Lite0; install it anew"
+                )
+            self.load_state_dict(dict(zip(own, found, strict=False)))
+            self.eval()
         self.to(memory_format=torch.channels_last)
-        self.published = True
-        self.eval()
 
     def load(self, item: Any) -> np.ndarray:
         """An image as uint8 [H, W, 3]."""

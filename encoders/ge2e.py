@@ -45,6 +45,9 @@ LOUDNESS = -30.0  # dB of full scale
 class Ge2e(Encoder):
     """Resemblyzer's speaker encoder.
 
+    Args:
+        published: begin with the published weights; without, they are random, and the package is not needed.
+
     Raises:
         DataNotFound: the package is not installed. BadFile: its weights are damaged.
     """
@@ -54,7 +57,7 @@ class Ge2e(Encoder):
     bands: Tensor
     window: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, published: bool = True) -> None:
         super().__init__()
         from torchaudio.functional import melscale_fbanks
 
@@ -65,15 +68,15 @@ class Ge2e(Encoder):
             bands = melscale_fbanks(WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2, N_MELS, SAMPLE_RATE, "slaney", "slaney")
         self.register_buffer("bands", bands, persistent=False)  # [bins, M]
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-        weights = published_weights()
-        own = self.state_dict()
-        if any(k not in weights or weights[k].shape != v.shape for k, v in own.items()):
-            raise BadFile(
-                "the weights in the package resemblyzer are not those of its speaker encoder; install it anew"
-            )
-        self.load_state_dict({k: weights[k] for k in own})
-        self.published = True
-        self.eval()
+        self.published = self.pretrained = published
+        if published:
+            weights, own = published_weights(), self.state_dict()
+            if any(k not in weights or weights[k].shape != v.shape for k, v in own.items()):
+                raise BadFile(
+                    "the weights in the package resemblyzer are not those of its speaker encoder; install it anew"
+                )
+            self.load_state_dict({k: weights[k] for k in own})
+            self.eval()
 
     def load(self, item: Any) -> np.ndarray:
         """A clip as int16 [n], repeated until it lasts 1.6 s or more."""

@@ -40,7 +40,7 @@ class Encoder(nn.Module):
 
     modality: ClassVar[str]
     dim: int
-    pretrained: ClassVar[bool] = False
+    pretrained: bool = False
     published: bool = False
 
     def load(self, item: Any) -> Any:
