@@ -12,7 +12,6 @@ weights, and the page says so. Episodes are drawn by seed 0.
 import argparse
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from multifsl import recipe as recipes
 from multifsl import shipped
 from multifsl.bank import Bank, embed_items
-from multifsl.checkpoint import load_run, read_json
+from multifsl.checkpoint import load_run, read_pair, to_bytes, write_pair
 from multifsl.encoder import Features
 from multifsl.episode import EpisodeSampler
 from multifsl.methods.mann import Mann
@@ -37,29 +36,31 @@ MARK = ("<!-- tables: scripts/results.py -->", "<!-- end of tables -->")
 
 
 def ship(name: str) -> None:
-    """Copy a finished run's two files into the package, without a word of its last weights, which stay behind.
-
-    Raises ValueError where they are too large.
+    """Put a finished run into the package, its weights in half precision where they are too large for 5 MiB, without a word of
+    its last weights, which stay behind. Raises ValueError where it is too large all the same.
     """
     run = RUNS / name
     load_run(run)  # whole, and readable
-    files = [run / "run.json", run / "model.safetensors"]
-    size = sum(file.stat().st_size for file in files)
+    info, tensors = read_pair(run, "run.json", "run")
+    rest = (run / "run.json").stat().st_size
+    if len(to_bytes(tensors)) + rest > 5 * MIB:
+        tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
+    size = len(to_bytes(tensors)) + rest
     others = sum(f.stat().st_size for f in shipped.FOLDER.rglob("*") if f.is_file() and f.parent.name != name)
     if size > 5 * MIB or size + others > 25 * MIB:
         raise ValueError(
             f"{name} has {size / MIB:.1f} MiB, all others {others / MIB:.1f}: 5 each and 25 in all may be shipped"
         )
     (shipped.FOLDER / name).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(files[1], shipped.FOLDER / name / files[1].name)
-    info = {key: value for key, value in read_json(files[0]).items() if key != "last_sha256"}
-    (shipped.FOLDER / name / files[0].name).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+    info.pop("last_sha256", None)
+    write_pair(shipped.FOLDER / name, "run.json", info, tensors)
 
 
 def score(name: str) -> None:
-    """Write the record of a run, and the first line of what came of it into its recipe."""
-    run = RUNS / name
-    recipe, info = load_recipe(name), load_run(run).info
+    """Write the record of a run, as it is shipped if it is, and the first line of what came of it into its recipe."""
+    run = f"{shipped.SHIPPED}{name}" if name in shipped.model_names() else RUNS / name
+    recipe, scored = load_recipe(name), load_run(run)
+    info, method = scored.info, scored.method
     split = "val" if info["task"].startswith(VAL_ONLY) else None
     figures = [figure.to_json() for figure in reproduce(name, out=run, eval_only=True, split=split)]
     done = info["metrics"]
@@ -68,7 +69,7 @@ def score(name: str) -> None:
         "encoder_from": (info.get("encoder_from") or [None])[0], "steps": done["steps_done"], "seconds": done["seconds"],
         "threads": done.get("threads"), "figures": figures,
     }  # fmt: skip
-    if isinstance(method := load_run(run).method, Mann) and method.setting == "sequence":
+    if isinstance(method, Mann) and method.setting == "sequence":
         record["by_instance"] = by_instance(method)
     RECORDS.mkdir(exist_ok=True)
     (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

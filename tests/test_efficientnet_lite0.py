@@ -97,7 +97,7 @@ def test_it_is_the_network_of_the_paper(package: Path, side: int) -> None:
         sum(p.numel() for p in encoder.parameters()) == 4_652_008 - 1_281_000
     )  # the paper's 4.7 million, less the classifier
     assert encoder.dim == 1280 and encoder.published and not any(m.training for m in encoder.modules())
-    assert resolved(encoder) == f"efficientnet_lite0(image_size={side})"
+    assert resolved(encoder) == f"efficientnet_lite0(image_size={side}, published=True)"
 
 
 def test_every_parameter_gets_a_gradient(package: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import multifsl
+from multifsl.checkpoint import load_run, save_run
 from multifsl.encoders import ge2e
 from multifsl.encoders.ge2e import Ge2e, louder, published_weights, window_counts
 from multifsl.errors import BadFile, DataNotFound, MultifslError
-from multifsl.registry import build
+from multifsl.registry import build, resolved
 from tests.needs import needs_data, needs_ge2e
 from tests.reference.ge2e import SAMPLE_RATE, clips
 
@@ -91,6 +92,21 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ge2e, "package_folder", lambda name: None)
     with pytest.raises(DataNotFound, match="pip install --no-deps resemblyzer"):
         Ge2e()
+
+
+def test_a_run_that_trained_it_holds_all_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package: the weights of one that was trained are in its run."""
+    needs_ge2e()
+    trained = Ge2e()
+    x = trained.preprocess([(wave, SAMPLE_RATE) for wave in clips().values()][:2])
+    trained.published = False  # as training leaves it
+    with torch.no_grad():
+        trained.linear.weight.mul_(0.9)
+    save_run(tmp_path, build("methods", "prototypical", encoder=trained), {})
+    monkeypatch.setattr(ge2e, "package_folder", lambda name: None)
+    loaded = load_run(tmp_path).method.encoder
+    assert resolved(loaded) == "ge2e(published=False)" and not loaded.published
+    close(loaded.embed(x), trained.embed(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 import multifsl
 from multifsl import recipe, shipped, training
-from multifsl.checkpoint import read_json
+from multifsl.checkpoint import read_json, to_bytes
 from multifsl.errors import MultifslError
 from multifsl.recipe import load_recipe, reproduce
 from tests.test_training import ENCODER, equal, pictures, weights  # noqa: F401 (pictures is a fixture)
@@ -92,13 +92,15 @@ def test_what_is_shipped_is_the_best_weights_and_their_page(script: ModuleType, 
 
 
 def test_what_is_too_large_is_not_shipped(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limits, 5 MiB each and 25 in all, in a MiB made so small that the run meets them to the byte."""
+    """The limits, 5 MiB each and 25 in all, in a MiB made so small that the run, halved, meets them to the byte."""
     models, run = tmp_path / "models", tmp_path / "runs" / "bars"
-    size = sum((run / name).stat().st_size for name in ("run.json", "model.safetensors"))
-    monkeypatch.setattr(script, "MIB", (size - 1) / 5)
+    whole = sum((run / name).stat().st_size for name in ("run.json", "model.safetensors"))
+    halved = (run / "run.json").stat().st_size + len(to_bytes({k: v.half() for k, v in weights(run).items()}))
+    assert halved < whole
+    monkeypatch.setattr(script, "MIB", (halved - 1) / 5)
     with pytest.raises(ValueError, match="bars has 5.0 MiB, all others 0.0: 5 each and 25 in all may be shipped"):
         script.ship("bars")
-    monkeypatch.setattr(script, "MIB", size)
+    monkeypatch.setattr(script, "MIB", size := whole)
     (models / "other").mkdir()
     (models / "other" / "model.safetensors").write_bytes(bytes(24 * size + 1))
     with pytest.raises(ValueError, match="bars has 1.0 MiB, all others 24.0"):
@@ -108,6 +110,27 @@ def test_what_is_too_large_is_not_shipped(script: ModuleType, tmp_path: Path, mo
     script.ship("bars")
     script.ship("bars")  # again, in its own place: what it takes there is not counted beside it
     assert (models / "bars" / "run.json").exists()
+
+
+def test_what_is_too_large_in_single_precision_is_shipped_and_scored_in_half(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "bars"
+    whole = sum((run / name).stat().st_size for name in ("run.json", "model.safetensors"))
+    monkeypatch.setattr(script, "MIB", (whole - 1) / 5)
+    script.ship("bars")
+    assert equal(weights(tmp_path / "models" / "bars"), {k: v.half() for k, v in weights(run).items()})
+    state = multifsl.load_run("model:bars").method.state_dict()
+    assert equal(state, {k: v.half().float() for k, v in weights(run).items()})
+    scored: list[object] = []
+
+    def reproduced(name: str, *, out: object, **_: object) -> list[object]:
+        scored.append(out)
+        return []
+
+    monkeypatch.setattr(script, "reproduce", reproduced)
+    script.score("bars")
+    assert scored == ["model:bars"]
 
 
 def test_the_page_and_the_recipe_say_what_came_of_it(script: ModuleType, tmp_path: Path) -> None:
