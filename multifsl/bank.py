@@ -14,6 +14,7 @@ import torch
 
 from multifsl.archive import Member
 from multifsl.base_training import base_batch
+from multifsl.cache import EmbeddingCache
 from multifsl.encoder import Encoder
 from multifsl.episode import (
     Batch,
@@ -29,6 +30,7 @@ from multifsl.episode import (
     trim,
 )
 from multifsl.errors import BadItem, MultifslError
+from multifsl.registry import resolved
 from multifsl.task import Items
 
 BLOCK = 512  # items collated at once: bounds what decoded copies take beside the bank
@@ -254,9 +256,18 @@ def select(items: Items, kept: Sequence[int]) -> Items:
 
 
 def embed_items(
-    encoder: Encoder, items: Items, *, batch_size: int = 64, progress: Progress | None = None
+    encoder: Encoder,
+    items: Items,
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> tuple[torch.Tensor, Items]:
-    """Embeddings [n, D] of all items, and the items without those that cannot be read; memory stays bounded."""
+    """Embeddings [n, D] of all items, and the items without those that cannot be read; memory stays bounded.
+
+    cache: where blocks that were embedded before are read, and the others kept, each as soon as it is there.
+    """
+    embed = encoder.embed if cache is None else cache.embedder(encoder, resolved(encoder))
     parts: list[torch.Tensor] = []
     kept: list[int] = []
     bad: list[str] = []
@@ -265,9 +276,9 @@ def embed_items(
         block.append(loaded)
         kept.append(i)
         if len(block) == EMBED_BLOCK:
-            parts.append(encoder.embed(collate_blocks(encoder, block), batch_size))
+            parts.append(embed(collate_blocks(encoder, block), batch_size))
     if block:
-        parts.append(encoder.embed(collate_blocks(encoder, block), batch_size))
+        parts.append(embed(collate_blocks(encoder, block), batch_size))
     _report_bad(bad, len(items.labels))
     return torch.cat(parts), select(items, kept)
 

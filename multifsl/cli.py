@@ -21,6 +21,7 @@ from multifsl.terminal import console, lines, say, track, training_line, write_j
 
 if TYPE_CHECKING:
     from multifsl.classifier import FewShotClassifier
+    from multifsl.evaluation import Evaluation
     from multifsl.task import Items, Source, Task
 
 app = typer.Typer(
@@ -257,7 +258,9 @@ def evaluate(
     ] = None,
     weights: Annotated[Literal["best", "last"], typer.Option(help="The run's best weights, or its last.")] = "best",
     split: Annotated[Split, typer.Option(help="Which classes.")] = "test",
-    way: Way = "5",
+    way: Annotated[
+        str, typer.Option(help='Classes an episode: a number, a range such as 5-20, or "all" of the split at once.')
+    ] = "5",
     shot: Shot = "1",
     query: Query = 15,
     episodes: Annotated[int, typer.Option(help="How many episodes.", min=2)] = 1000,
@@ -265,6 +268,20 @@ def evaluate(
     disjoint_groups: Disjoint = False,
     imbalance: Imbalance = 0.0,
     skip_small_classes: SkipSmall = False,
+    unknown: Annotated[
+        int,
+        typer.Option(
+            help="Classes beside the episode's that are asked about too: are they told from the known?", min=0
+        ),
+    ] = 0,
+    outside: Annotated[
+        int, typer.Option(help="Queries an episode that belong to no class, of the tasks that have such.", min=0)
+    ] = 0,
+    episodes_file: Annotated[
+        Path | None,
+        typer.Option(help="Read the episodes from this file; where there is none, write those that are drawn."),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither take nor keep embeddings on disk.")] = False,
     device: Device = "auto",
     data_root: DataRoot = None,
     allow_download: AllowDownload = False,
@@ -272,23 +289,19 @@ def evaluate(
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
-    """Accuracy over episodes, of a run or of an encoder as it is."""
+    """Accuracy and other figures over episodes, of a run or of an encoder as it is."""
     from multifsl.evaluation import evaluate as run_evaluation
 
     result = run_evaluation(
-        run, task=task, encoder=encoder, split=split, way=_range("way", way), shot=_range("shot", shot), query=query,
+        run, task=task, encoder=encoder, split=split, way="all" if way == "all" else _range("way", way),
+        shot=_range("shot", shot), query=query, unknown=unknown, outside=outside, episodes_file=episodes_file, cache=not no_cache,
         episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance, device=device, data_root=data_root,
         skip_small_classes=skip_small_classes, allow_download=allow_download, progress=track, method=method, weights=weights,
     )  # fmt: skip
     if json_ is not None:
         write_json(result.to_json(), json_)
     if json_ != "-":
-        kind = "transductive" if result.transductive else "inductive"
-        print(f"{result.task}, {result.split} classes\n{result.encoder}\n{result.method}, {kind}")
-        print(
-            f"{way}-way {shot}-shot, {'1 query' if query == 1 else f'{query} queries'} a class, {episodes} episodes, seed {seed}: "
-            f"accuracy {result.accuracy:.4f} ± {result.ci95:.4f} (95 % over episodes)"
-        )
+        _show(result)
 
 
 @app.command()
@@ -479,6 +492,47 @@ def demo(device: Device = "auto", json_: Json = None, debug: Debug = False) -> N
         write_json(results, json_)
 
 
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove them all.")] = False,
+    json_: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Show the embeddings that evaluations have kept on disk, in $MULTIFSL_CACHE or the user's cache, or remove them."""
+    from datetime import datetime
+
+    from rich.table import Table
+
+    from multifsl.cache import EmbeddingCache
+
+    kept = EmbeddingCache()
+    sets = kept.sets()
+    if clear:
+        freed = kept.clear()
+        if json_ is not None:
+            write_json({"folder": str(kept.folder), "freed_bytes": freed}, json_)
+        if json_ != "-":
+            print(f"{kept.folder}: removed {_count(len(sets), 'set')}, freed {freed / 1e6:,.1f} MB")
+        return
+    size = sum(one.size for one in sets)
+    if json_ is not None:
+        rows = [
+            {**one._asdict(), "used": datetime.fromtimestamp(one.used).astimezone().isoformat(timespec="seconds")}
+            for one in sets
+        ]
+        write_json({"folder": str(kept.folder), "bytes": size, "limit_bytes": kept.limit, "sets": rows}, json_)
+    if json_ != "-":
+        print(f"{kept.folder}: {_count(len(sets), 'set')}, {size / 1e6:,.1f} MB of at most {kept.limit / 1e6:,.0f} MB")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("encoder", "items", "width", "size", "last used"):
+            table.add_column(column, overflow="fold")
+        for one in sets:
+            used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
+            table.add_row(one.encoder, f"{one.items:,}", f"{one.width}", f"{one.size / 1e6:,.1f} MB", used)
+        if sets:
+            console().print(table)
+
+
 @data_app.command("get")
 def data_get(
     name: Annotated[
@@ -586,6 +640,48 @@ _SHOWN = {"memory": "model (memory)"}
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what if number == 1 else what + ('es' if what.endswith('s') else 's')}"
+
+
+def _show(result: "Evaluation") -> None:
+    """An evaluation for people to read."""
+    from rich.table import Table
+    from rich.text import Text
+
+    kind = "transductive" if result.transductive else "inductive"
+    way, shot = (str(n) if isinstance(n, int) else f"{n[0]}-{n[1]}" for n in (result.way, result.shot))
+    print(f"{result.task}, {result.split} classes\n{result.encoder}\n{result.method}, {kind}")
+    queries = "1 query" if result.query == 1 else f"{result.query} queries"
+    print(f"{way}-way {shot}-shot, {queries} a class, {result.episodes:,} episodes, seed {result.seed}")
+    over_classes = "" if result.ci95_classes is None else f", ± {result.ci95_classes:.4f} over classes"
+    rows = [("accuracy", f"{result.accuracy:.4f} ± {result.ci95:.4f} over episodes{over_classes} (95 %)")]
+    if result.macro_f1 is not None:
+        rows.append(("macro-F1", f"{result.macro_f1:.4f}"))
+    rows.append(("log loss", f"{result.nll:.4f} nats; Brier score {result.brier:.4f}"))
+    rows.append(("calibration error", f"{result.calibration_error:.4f} (15 bins)"))
+    if result.unknown is not None:
+        auroc, aupr, false_positives = result.unknown.values()
+        rows.append(
+            (
+                "known or unknown",
+                f"AUROC {auroc:.4f}, AUPR {aupr:.4f}, {false_positives:.4f} of the unknown taken at 95 % of the known",
+            )
+        )
+    if result.verification is not None:
+        equal, *costs = result.verification.values()
+        rows.append(
+            ("verification", f"equal error rate {equal:.4f}, min DCF {costs[0]:.4f} (p 0.01), {costs[1]:.4f} (p 0.05)")
+        )
+    weakest = sorted(result.details["classes"], key=lambda one: one["accuracy"])[:3]
+    rows.append(("weakest classes", ", ".join(f"{one['name']} {one['accuracy']:.2f}" for one in weakest)))
+    if confused := result.details["confused"][:3]:
+        named = ", ".join(f"{one['true']} taken for {one['answered']} ({one['queries']:,})" for one in confused)
+        rows.append(("often confused", named))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, figure in rows:
+        table.add_row(name, Text(figure))  # a class may be named like markup
+    console().print(table)
 
 
 def _range(name: str, text: str) -> int | tuple[int, int]:

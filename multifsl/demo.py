@@ -20,7 +20,8 @@ import numpy as np
 from multifsl.classifier import FewShotClassifier
 from multifsl.encoder import Encoder, no_downloads
 from multifsl.errors import MultifslError
-from multifsl.evaluation import half_width, pick_device
+from multifsl.evaluation import pick_device
+from multifsl.intervals import half_width
 from multifsl.registry import build
 from multifsl.task import Items, Task
 from multifsl.training import train

@@ -106,7 +106,10 @@ def trim(x: Inputs, longest: int) -> Inputs:
 
 
 class Indices(NamedTuple):
-    """One task as rows of the data: support [S], support_y [S], query [Q], query_y [Q]; classes [N], the data's labels."""
+    """One task as rows of the data: support [S], support_y [S], query [Q], query_y [Q]; classes [N], the data's labels.
+
+    query_y is UNKNOWN for queries of classes that are not among the N.
+    """
 
     support: np.ndarray
     support_y: np.ndarray
@@ -134,6 +137,7 @@ class EpisodeSampler:
         skip_small_classes: leave out the classes with fewer than shot + query items, with a warning, instead of an error.
         imbalance: 0 gives every class `shot` support items; above, the S = way * shot items are shared out at random
             (Dirichlet of concentration 1 / imbalance), each class keeping at least one.
+        unknown: classes beside the N of an episode that have `query` queries, labelled UNKNOWN, and no support items.
 
     Raises:
         MultifslError: fewer classes or items than asked for, naming the class and what would fit.
@@ -158,13 +162,15 @@ class EpisodeSampler:
         disjoint_groups: bool = False,
         imbalance: float = 0.0,
         skip_small_classes: bool = False,
+        unknown: int = 0,
     ) -> None:
-        self.way, self.shot, self.query, self.seed, self.imbalance = (
+        self.way, self.shot, self.query, self.seed, self.imbalance, self.unknown = (
             _range("way", way),
             _range("shot", shot),
             query,
             seed,
             imbalance,
+            unknown,
         )
         labels = np.asarray(labels)
         n_classes = int(labels.max(initial=-1)) + 1
@@ -187,15 +193,18 @@ class EpisodeSampler:
             raise MultifslError(f"query must be at least 1, not {self.query}")
         if self.imbalance < 0:
             raise MultifslError(f"imbalance must be 0 or more, not {self.imbalance}")
+        if self.unknown < 0:
+            raise MultifslError(f"unknown is a number of classes, 0 or more, not {self.unknown}")
         if not self.pools:
             raise MultifslError("there is no class to draw episodes from: the data are empty")
         smallest = min(self.pools, key=len)
-        if len(smallest) < self.way[1]:
-            fits = f"at most --way {len(smallest)} fits"
+        if len(smallest) < self.way[1] + self.unknown:
+            beside = f" and {self.unknown} unknown beside" if self.unknown else ""
+            fits = f"at most --way {len(smallest) - self.unknown}{beside} fits"
             raise MultifslError(
-                f"way {self.way[1]} asks for more classes than there are: {len(smallest)} "
+                f"way {self.way[1]}{beside} asks for more classes than there are: {len(smallest)} "
                 f"(such as {', '.join(self.names[c] for c in smallest[:3])}); "
-                f"{fits if len(smallest) > 1 else 'take a split with more (--split all), or add some'}"
+                f"{fits if len(smallest) > self.unknown + 1 else 'take a split with more (--split all), or add some'}"
             )
         used = np.concatenate(self.pools)
         counts = np.array([len(self.rows[c]) for c in used])
@@ -254,6 +263,8 @@ class EpisodeSampler:
 
     def shape(self, step: int) -> tuple[int, int]:
         """(way, shot) of a step."""
+        if self.way[0] == self.way[1] and self.shot[0] == self.shot[1]:
+            return self.way[0], self.shot[0]
         rng = np.random.default_rng((self.seed, step))
         return int(rng.integers(self.way[0], self.way[1] + 1)), int(rng.integers(self.shot[0], self.shot[1] + 1))
 
@@ -265,20 +276,25 @@ class EpisodeSampler:
         if len(self.pools) > 1:
             weights = np.array([len(p) for p in self.pools], dtype=np.float64)
             pool = self.pools[rng.choice(len(self.pools), p=weights / weights.sum())]
-        classes = rng.choice(pool, way, replace=False)
+        drawn = rng.choice(pool, way + self.unknown, replace=False)
+        classes = drawn[:way]
         shots = self._shots(rng, classes, shot)
+        if self.unknown:
+            shots = np.concatenate([shots, np.zeros(self.unknown, dtype=np.int64)])
         if self.groups is None:
-            picks = [
-                rng.choice(self.rows[c], k + self.query, replace=False) for c, k in zip(classes, shots, strict=True)
-            ]
-            support = [p[:k] for p, k in zip(picks, shots, strict=True)]
-            query = [p[k:] for p, k in zip(picks, shots, strict=True)]
+            support, query = [], []
+            for c, k in zip(drawn.tolist(), shots.tolist(), strict=True):
+                rows = self.rows[c]
+                picks = rows[rng.choice(len(rows), k + self.query, replace=False)]
+                support.append(picks[:k])
+                query.append(picks[k:])
         else:
-            support, query = self._split_groups(rng, classes, shots)
-        y = np.arange(way)
-        return Indices(
-            np.concatenate(support), np.repeat(y, shots), np.concatenate(query), np.repeat(y, self.query), classes
-        )
+            support, query = self._split_groups(rng, drawn, shots)
+        y = np.arange(way + self.unknown)
+        query_y = np.repeat(y, self.query)
+        if self.unknown:
+            query_y[way * self.query :] = UNKNOWN
+        return Indices(np.concatenate(support), np.repeat(y, shots), np.concatenate(query), query_y, classes)
 
     def tasks(self, step: int, count: int, *, rank: int = 0, world: int = 1) -> list[Indices]:
         """The tasks of a step that fall to process `rank` of `world`: rank, rank + world, ..."""
@@ -300,21 +316,24 @@ class EpisodeSampler:
     def _split_groups(
         self, rng: np.random.Generator, classes: np.ndarray, shots: np.ndarray
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Deal whole groups to the support or the query side until every class has its items on both."""
+        """Deal whole groups to the support or the query side until every class has its items on both.
+
+        A class of no shots, which comes last, takes its queries where no support item is from.
+        """
         assert self.groups is not None
         for _ in range(50):  # a greedy deal can paint itself into a corner: shuffle and deal again
             side: dict[int, int] = {}
             support, query, stuck = [], [], -1
             for c, k in zip(classes, shots, strict=True):
                 rows, of = self.rows[c], self.groups[self.rows[c]]
-                for g in rng.permutation(np.unique(of)):
+                for g in rng.permutation(np.unique(of)) if k else ():
                     have = [sum(int((of == h).sum()) for h, s in side.items() if s == where) for where in (0, 1)]
                     if int(g) not in side and (have[0] < k or have[1] < self.query):
                         side[int(g)] = (
                             0 if (have[0] / k <= have[1] / self.query and have[0] < k) or have[1] >= self.query else 1
                         )
                 left = rows[[side.get(int(g)) == 0 for g in of]]
-                right = rows[[side.get(int(g)) == 1 for g in of]]
+                right = rows[[side.get(int(g)) == 1 or (not k and int(g) not in side) for g in of]]
                 if len(left) < k or len(right) < self.query:
                     stuck = int(c)
                     break

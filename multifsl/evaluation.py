@@ -1,31 +1,33 @@
-"""Evaluation: accuracy over episodes drawn by seed.
+"""Evaluation: what a method answers in episodes drawn by seed, or read from a file.
 
 Shape letters: T tasks, N ways, Q queries, n items of the split, D embedding width.
 """
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from multifsl.bank import Bank, Progress, embed_items, sampler_of, select
+from multifsl.answers import Answers, collect, details, figures
+from multifsl.bank import Bank, Progress, Tasks, embed_items, sampler_of, select
+from multifsl.cache import EmbeddingCache
 from multifsl.checkpoint import load_run
 from multifsl.defaults import is_random, open_encoder
 from multifsl.encoder import Encoder
-from multifsl.episode import EpisodeSampler, Range
+from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, Range
+from multifsl.episode_file import of_one_shape, read_episodes, write_episodes
 from multifsl.errors import BadFile, BadItem, MultifslError
 from multifsl.functional import accuracy
 from multifsl.method import Method
 from multifsl.options import check_arguments
 from multifsl.registry import build, resolved
-from multifsl.task import Items, Task, check_split
+from multifsl.task import Chain, Items, Task, check_split
 
 DEFAULT_METHOD = "prototypical(distance='cosine')"
 BASE_ITEMS = 2000  # of the train classes, for methods that want to see them
@@ -34,10 +36,14 @@ CHUNK = 32  # episodes solved together: small enough to stay in the cache, large
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy of a method over episodes.
+    """What a method did over episodes; docs/evaluation.md says what each figure estimates, and what not to conclude from it.
 
     accuracy: mean over episodes of the share of right queries, a fraction. ci95: half width of its 95 % interval over episodes
-    (normal, 1.96 standard errors), which takes the data set as given.
+    (normal, 1.96 standard errors), which takes the data set as given; ci95_classes: the one that takes the classes and their items
+    as the sample (`multifsl.intervals`), None where it cannot be told. macro_f1, nll (nats), brier (0 to 2), calibration_error (15
+    bins of equal width): over all queries of all episodes. unknown: AUROC, AUPR and the false positive rate at 95 % true positives
+    of the highest logit, where there are queries of no class. verification: equal error rate and normalised minimal detection
+    costs, for speech. details: what a report draws.
     """
 
     task: str
@@ -51,8 +57,16 @@ class Evaluation:
     seed: int
     accuracy: float
     ci95: float
+    ci95_classes: float | None
+    macro_f1: float | None
+    nll: float
+    brier: float
+    calibration_error: float
+    unknown: dict[str, float] | None
+    verification: dict[str, float] | None
     transductive: bool
     seconds: float
+    details: dict[str, Any] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,7 +80,7 @@ def evaluate(
     method: str | None = None,
     weights: Literal["best", "last"] = "best",
     split: str = "test",
-    way: Range = 5,
+    way: Range | Literal["all"] = 5,
     shot: Range = 1,
     query: int = 15,
     episodes: int = 1000,
@@ -74,7 +88,11 @@ def evaluate(
     disjoint_groups: bool = False,
     imbalance: float = 0.0,
     skip_small_classes: bool = False,
+    unknown: int = 0,
+    outside: int = 0,
+    episodes_file: Path | str | None = None,
     batch_size: int = 64,
+    cache: bool = True,
     device: str = "auto",
     data_root: Path | str | None = None,
     allow_download: bool = False,
@@ -87,13 +105,19 @@ def evaluate(
         encoder: instead of a run, an encoder without further training. method: the one on top of it, by default
             "prototypical(distance='cosine')". With a run, in the place of its own: of the same name, with the run's weights (such
             as MAML with more steps); of another, on the run's encoder.
-        split: "train", "val", "test" or "all". way, shot: a number, or a range (low, high) drawn anew for every 32 episodes.
+        split: "train", "val", "test" or "all". way, shot: a number, or a range (low, high) drawn anew for every 32 episodes; way
+            may be "all", every class of the split at once.
         disjoint_groups: support and query share no recording, session or drawer. imbalance, skip_small_classes: see EpisodeSampler.
+        unknown: classes beside the episode's whose items are among the queries. outside: queries an episode that belong to no class
+            of the task, where it has such (`Task.unknowns`). Neither counts for the accuracy.
+        episodes_file: where the episodes are read from; where there is no such file, the drawn ones are written to it.
+        cache: keep embeddings on disk, and take those that are there (`multifsl cache`).
         allow_download: let a run's pretrained encoder be downloaded where it is not on this machine.
         progress: wraps loops, such as `rich.progress.track`.
 
     Raises:
-        MultifslError: what is asked for does not fit together, or the split is too small for it.
+        MultifslError: what is asked for does not fit together, or the split is too small for it. BadFile: the file of episodes is
+            damaged, or of other items.
 
     An example, on any folder with one folder of images a class:
     `evaluate(task="images('photos')", encoder="conv4", split="all", shot=5).accuracy`
@@ -101,17 +125,71 @@ def evaluate(
     check_arguments(evaluate, locals())
     check_split(split)
     begin = time.perf_counter()
+    subject = open_subject(
+        run, task=task, encoder=encoder, method=method, weights=weights, ways=None if way == "all" else highest(way), seed=seed,
+        device=device, data_root=data_root, allow_download=allow_download, progress=progress,
+    )  # fmt: skip
+    learner, data = subject.method, subject.task
+    items = data.items(split)
+    shape: dict[str, Any] = {
+        "way": len(np.unique(items.labels)) if way == "all" else way, "shot": shot, "query": query, "seed": seed,
+        "disjoint_groups": disjoint_groups, "imbalance": imbalance, "skip_small_classes": skip_small_classes, "unknown": unknown,
+    }  # fmt: skip
+    drawn = Drawn(items, data.unknowns(split) if outside else [], outside, shape)
+    # Random weights are nobody's: their embeddings would be looked up never again.
+    keep = cache and (run is not None or learner.encoder.pretrained)
+    bank = embedded(
+        learner, drawn.items, batch_size=batch_size, cache=EmbeddingCache() if keep else None, progress=progress
+    )
+    tasks: Tasks | list[Indices] = drawn.sampler(bank)
+    if episodes_file is not None:
+        path, kept = Path(episodes_file), positions(drawn.items, bank.items)
+        if not path.exists():
+            every = (task for block in blocks(tasks, episodes) for task in block)
+            write_episodes(path, every, drawn.items, split, kept)
+        tasks = read_episodes(path, drawn.items, split, kept)
+        episodes, way = len(tasks), _range_of([len(one.classes) for one in tasks])
+        shot = _range_of([len(one.support) // len(one.classes) for one in tasks])
+    answers = answer(learner, bank, tasks, episodes, trials=data.modality == "speech", progress=progress)
+    return Evaluation(
+        task=resolved(data), split=split, encoder=resolved(learner.encoder), method=resolved(learner),
+        way=shape["way"] if way == "all" else way, shot=shot, query=query, episodes=episodes, seed=seed, **figures(answers),
+        transductive=learner.transductive, seconds=round(time.perf_counter() - begin, 3),
+        details=details(answers, items.class_names),
+    )  # fmt: skip
+
+
+class Subject(NamedTuple):
+    """What is evaluated: a method, in evaluation mode on its device, the task, and the page of its run, where it is of one."""
+
+    method: Method
+    task: Task
+    info: dict[str, Any] | None
+
+
+def open_subject(
+    run: Path | str | None,
+    *,
+    task: str | Task | None,
+    encoder: str | Encoder | None,
+    method: str | None,
+    weights: Literal["best", "last"] = "best",
+    ways: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    data_root: Path | str | None = None,
+    allow_download: bool = False,
+    progress: Progress | None = None,
+) -> Subject:
+    """A run's method, or one on an encoder as it is. ways: the most classes of an episode. Raises as `evaluate`."""
     where = pick_device(device)
-    trained_on: Any = None
+    info: dict[str, Any] | None = None
     if run is not None:
         if encoder is not None:
             raise MultifslError("evaluate takes a run or an encoder, not both")
-        loaded = load_run(
-            run, method=method, way=highest(way), weights=weights, device=where, allow_download=allow_download
-        )
+        loaded = load_run(run, method=method, way=ways, weights=weights, device=where, allow_download=allow_download)
         learner, info = loaded.method, loaded.info
-        trained_on = info.get("task")
-        task = trained_on if task is None else task
+        task = info.get("task") if task is None else task
         if not isinstance(task, str | Task):
             raise BadFile(f"{run} names no task")
     elif encoder is None or task is None:
@@ -121,25 +199,160 @@ def evaluate(
         torch.manual_seed(seed)  # an encoder without published weights starts at random
         network = open_encoder(encoder, task=data)
         if is_random(encoder, network):
-            warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=2)
-        learner = build("methods", method or DEFAULT_METHOD, encoder=network, way=highest(way)).to(where)
+            warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=3)
+        learner = build("methods", method or DEFAULT_METHOD, encoder=network, way=ways).to(where)
         learner.warn_of_random_weights()
     check_modality(learner, data)
-    if learner.max_way is not None and highest(way) > learner.max_way:
-        raise MultifslError(f"{resolved(learner)} tells at most {learner.max_way} classes apart, not {highest(way)}")
+    if ways is not None and learner.max_way is not None and ways > learner.max_way:
+        raise MultifslError(f"{resolved(learner)} tells at most {learner.max_way} classes apart, not {ways}")
     if learner.wants_base and not learner.saw_base:
-        base = data if run is None or trained_on in (None, task) else build("tasks", trained_on, data_root=data_root)
+        own = None if info is None else info.get("task")
+        base = data if own in (None, task) else build("tasks", own, data_root=data_root)
         learn_base(learner.eval(), base.items("train"), progress)
-    scores = episode_accuracies(
-        learner, data.items(split), way=way, shot=shot, query=query, episodes=episodes, seed=seed,
-        disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes,
-        batch_size=batch_size, progress=progress,
-    )  # fmt: skip
-    return Evaluation(
-        task=resolved(data), split=split, encoder=resolved(learner.encoder), method=resolved(learner),
-        way=way, shot=shot, query=query, episodes=episodes, seed=seed, accuracy=float(scores.mean()),
-        ci95=half_width(scores), transductive=learner.transductive, seconds=round(time.perf_counter() - begin, 3),
-    )  # fmt: skip
+    return Subject(learner.eval(), data, info)
+
+
+class Drawn:
+    """The items that episodes are drawn from; behind those of the classes, some of no class, of which each episode gets a few.
+
+    outsiders: the items of no class, and outside: how many an episode. shape: EpisodeSampler's options.
+
+    Raises MultifslError, before anything is read, where the items are too few.
+    """
+
+    def __init__(self, items: Items, outsiders: Sequence[Any], outside: int, shape: dict[str, Any]) -> None:
+        sampler_of(items, **shape)
+        if outside > len(outsiders):
+            raise MultifslError(
+                f"{outside} queries of no class an episode were asked for, and the split has {len(outsiders)} such items; take "
+                "classes of the split for unknown instead (--unknown)"
+            )
+        self.own, self.outside, self.shape, self.items = items, outside, shape, items
+        if outside:
+            many = len(outsiders)
+            groups = items.groups
+            if groups is not None:
+                groups = np.concatenate([groups, np.full(many, int(groups.max(initial=-1)) + 1)])
+            labels = np.concatenate([items.labels, np.full(many, len(items.class_names))])
+            self.items = Items(Chain([items.items, outsiders]), labels, [*items.class_names, "(none)"], groups)
+
+    def sampler(self, bank: Bank) -> Tasks:
+        """What draws tasks from the bank of these items, some of which may not have been readable."""
+        if not self.outside:
+            return sampler_of(bank.items, **self.shape)
+        count = int((bank.items.labels < len(self.own.class_names)).sum())
+        kept = select(bank.items, range(count))
+        own = Items(kept.items, kept.labels, self.own.class_names, kept.groups, self.own.sources)
+        rows = np.arange(count, len(bank.items.labels))
+        return WithOutside(sampler_of(own, **self.shape), rows, self.outside)
+
+
+class WithOutside:
+    """A sampler's tasks with queries of no class behind the others."""
+
+    def __init__(self, sampler: EpisodeSampler, rows: np.ndarray, count: int) -> None:
+        if count > len(rows):
+            raise MultifslError(
+                f"{count} queries of no class an episode were asked for; {len(rows)} of them can be read"
+            )
+        self.sampler, self.rows, self.count = sampler, rows, count
+
+    def tasks(self, step: int, count: int) -> list[Indices]:
+        return [self._more(task, step, index) for index, task in enumerate(self.sampler.tasks(step, count))]
+
+    def _more(self, task: Indices, step: int, index: int) -> Indices:
+        rng = np.random.default_rng((self.sampler.seed, step, index, 2))
+        query = np.concatenate([task.query, rng.choice(self.rows, self.count, replace=False)])
+        return task._replace(query=query, query_y=np.concatenate([task.query_y, np.full(self.count, UNKNOWN)]))
+
+
+def embedded(
+    method: Method,
+    data: Items | Bank,
+    *,
+    batch_size: int = 64,
+    cache: EmbeddingCache | None = None,
+    progress: Progress | None = None,
+) -> Bank:
+    """What a method's episodes are gathered from: embeddings [n, D], or, where it adapts the encoder, the items, decoded once.
+
+    Raises BadItem where an embedding is not finite.
+    """
+    if not method.takes_embeddings:
+        if isinstance(data, Bank):
+            return data
+        return Bank.build(method.encoder, data, device=method.encoder.device, progress=progress)
+    if isinstance(data, Bank):
+        z, items = method.encoder.embed(data.x, batch_size), data.items
+    else:
+        z, items = embed_items(method.encoder, data, batch_size=batch_size, cache=cache, progress=progress)
+    check_finite(z, items.items)
+    return Bank(z, items)
+
+
+def positions(items: Items, kept: Items) -> Sequence[int]:
+    """Where those that `bank.select` kept stand among the items."""
+    return range(len(items.labels)) if kept is items else kept.items.positions  # type: ignore[attr-defined]
+
+
+def blocks(tasks: Tasks | list[Indices], episodes: int) -> Iterator[Sequence[Indices]]:
+    """Tasks of one shape, CHUNK at most together: those of a list, or as many as `episodes` of a sampler."""
+    if isinstance(tasks, list):
+        yield from of_one_shape(tasks, CHUNK)
+        return
+    for step, start in enumerate(range(0, episodes, CHUNK)):
+        yield tasks.tasks(step, min(CHUNK, episodes - start))
+
+
+def solved(
+    method: Method, bank: Bank, tasks: Tasks | list[Indices], episodes: int, progress: Progress | None = None
+) -> Iterator[tuple[Sequence[Indices], Tensor, Tensor]]:
+    """Each block of tasks with its logits [T, Q, N] and its queries' labels [T, Q], both on the bank's device."""
+    was_training = method.training
+    method.eval()
+    run = method.solve_embedded if method.takes_embeddings else method
+    each: Iterable[Sequence[Indices]] = blocks(tasks, episodes)
+    if progress:
+        count = len(list(of_one_shape(tasks, CHUNK))) if isinstance(tasks, list) else -(-episodes // CHUNK)
+        each = progress(each, description="episodes", total=count)
+    try:
+        for block in each:
+            with torch.inference_mode():
+                batch = bank.episodes(block)
+                logits = run(batch).logits
+            yield block, logits, batch.query.y
+    finally:
+        method.train(was_training)
+
+
+def answer(
+    method: Method,
+    bank: Bank,
+    tasks: Tasks | list[Indices],
+    episodes: int,
+    *,
+    trials: bool = False,
+    progress: Progress | None = None,
+) -> Answers:
+    """All that a method answers in a list of tasks, or in as many as `episodes` of a sampler. trials: see `Answers`."""
+    found = collect(
+        ((block, logits) for block, logits, _ in solved(method, bank, tasks, episodes, progress)), trials=trials
+    )
+    _warn_of_diverged(found.diverged, len(found.scores))
+    return found
+
+
+def solve(
+    method: Method, bank: Bank, tasks: Tasks | list[Indices], episodes: int, progress: Progress | None = None
+) -> np.ndarray:
+    """Accuracy of each episode, float64 [episodes], over a bank as `embedded` makes it."""
+    out: list[Tensor] = []
+    diverged: list[Tensor] = []
+    for _, logits, y in solved(method, bank, tasks, episodes, progress):
+        out.append(accuracy(logits, y))
+        diverged.append(logits.isnan().flatten(1).any(1))
+    _warn_of_diverged(int(torch.cat(diverged).sum()), episodes)
+    return torch.cat(out).cpu().double().numpy()
 
 
 def episode_accuracies(
@@ -157,56 +370,29 @@ def episode_accuracies(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Accuracy of each episode, float64 [episodes], in evaluation mode.
-
-    Items are embedded once, or, for a method that adapts the encoder, decoded once.
-    """
-    items = data.items if isinstance(data, Bank) else data
+    """Accuracy of each episode, float64 [episodes], in evaluation mode."""
     shape: dict[str, Any] = {
         "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
         "skip_small_classes": skip_small_classes,
     }  # fmt: skip
-    sampler = sampler_of(items, **shape)  # asked for the impossible, it says so before the long part
-    if not method.takes_embeddings:
-        bank = (
-            data
-            if isinstance(data, Bank)
-            else Bank.build(method.encoder, items, device=method.encoder.device, progress=progress)
-        )
-        return solve(method, bank, sampler_of(bank.items, **shape), episodes, progress)
-    if isinstance(data, Bank):
-        z = method.encoder.embed(data.x, batch_size)
-    else:
-        z, items = embed_items(method.encoder, data, batch_size=batch_size, progress=progress)
-        sampler = sampler_of(items, **shape)
-    check_finite(z, items.items)
-    return solve(method, Bank(z, items), sampler, episodes, progress)
+    sampler_of(data.items if isinstance(data, Bank) else data, **shape)  # asked for the impossible, it says so at once
+    bank = embedded(method, data, batch_size=batch_size, progress=progress)
+    return solve(method, bank, sampler_of(bank.items, **shape), episodes, progress)
 
 
-@torch.inference_mode()
-def solve(
-    method: Method, bank: Bank, sampler: EpisodeSampler, episodes: int, progress: Progress | None = None
-) -> np.ndarray:
-    """Accuracy of each episode over a bank of embeddings [n, D], or, for a method that adapts the encoder, of items [n, *]."""
-    was_training = method.training
-    method.eval()
-    run = method.solve_embedded if method.takes_embeddings else method
-    out: list[Tensor] = []
-    diverged: list[Tensor] = []
-    steps: Iterable[int] = range(math.ceil(episodes / CHUNK))
-    for step in progress(steps, description="episodes", total=len(steps)) if progress else steps:  # type: ignore[arg-type]
-        batch = bank.episodes(sampler.tasks(step, min(CHUNK, episodes - step * CHUNK)))
-        logits = run(batch).logits
-        out.append(accuracy(logits, batch.query.y))
-        diverged.append(logits.isnan().flatten(1).any(1))
-    method.train(was_training)
-    if count := int(torch.cat(diverged).sum()):
+def _warn_of_diverged(count: int, episodes: int) -> None:
+    if count:
         warnings.warn(
             f"in {count} of {episodes} episodes the adaptation diverged (its answers are not numbers, and count by chance): a "
             "smaller inner learning rate, lr, helps",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return torch.cat(out).cpu().double().numpy()
+
+
+def _range_of(values: Sequence[int]) -> Range:
+    """The number that all values are, or the range that they are in."""
+    low, high = min(values), max(values)
+    return low if low == high else (low, high)
 
 
 def learn_base(method: Method, data: Items | Bank, progress: Progress | None = None) -> None:
@@ -233,15 +419,6 @@ def check_finite(z: Tensor, items: Sequence[Any]) -> None:
 def highest(value: Range) -> int:
     """The larger end of a range."""
     return value if isinstance(value, int) else value[1]
-
-
-def half_width(scores: np.ndarray) -> float:
-    """Half width of the 95 % interval of a mean over episodes.
-
-    >>> round(half_width(np.array([0.0, 1.0, 0.0, 1.0])), 3)
-    0.566
-    """
-    return float(1.96 * scores.std(ddof=1) / math.sqrt(len(scores)))
 
 
 def check_modality(method: Method, task: Task) -> None:

@@ -96,6 +96,7 @@ BOUNDS: dict[str, Callable[..., None]] = {  # of the arguments of `train` and `e
     "shot": check_ranges,
     **dict.fromkeys(("query", "episodes_per_step", "steps", "accumulate", "patience", "batch_size"), check_counts),
     "episodes": _check_episodes,
+    **dict.fromkeys(("unknown", "outside"), partial(check_counts, 0)),
     "seed": _check_seed,
     **dict.fromkeys(("minutes", "lr", "clip"), check_positive),
     **dict.fromkeys(("weight_decay", "imbalance"), check_not_negative),
@@ -123,11 +124,15 @@ def check_arguments(function: Callable[..., Any], given: dict[str, Any]) -> None
         parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         if value is None and NoneType in parts:
             continue
-        if choices := [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]:
+        choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        others = [part for part in parts if get_origin(part) is not Literal]
+        if isinstance(value, str) and value in choices:
+            continue
+        if choices and not others:
             check_choice(name, value, tuple(choices))
-        elif not any(_is(value, part) for part in parts):
-            kinds = [get_origin(part) or part for part in parts if part is not NoneType]
-            words = " or ".join(WORDS.get(kind, f"a built {kind.__name__}") for kind in kinds)
+        elif not any(_is(value, part) for part in others):
+            kinds = [get_origin(part) or part for part in others if part is not NoneType]
+            words = " or ".join([WORDS.get(kind, f"a built {kind.__name__}") for kind in kinds] + [*map(repr, choices)])
             raise MultifslError(f"{name} must be {words}, not {value!r}")
         elif name in BOUNDS:
             BOUNDS[name](**{name: value})

@@ -30,12 +30,12 @@ from multifsl.errors import MultifslError
 from multifsl.evaluation import (
     check_modality,
     episode_accuracies,
-    half_width,
     highest,
     learn_base,
     pick_device,
 )
 from multifsl.functional import accuracy, digest, full_precision
+from multifsl.intervals import half_width
 from multifsl.method import Method
 from multifsl.optim import Average, Optimizer, Schedule, learning_rate, optimizer_of
 from multifsl.options import check_arguments

@@ -15,7 +15,8 @@ import torch
 import multifsl
 from multifsl.bank import Bank, collate_blocks, embed_items, load_all
 from multifsl.encoder import Features
-from multifsl.evaluation import DEFAULT_METHOD, episode_accuracies, half_width
+from multifsl.evaluation import DEFAULT_METHOD, episode_accuracies
+from multifsl.intervals import half_width
 from multifsl.registry import build
 
 PAGE = Path(__file__).parent.parent / "docs" / "encoders.md"

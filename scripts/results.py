@@ -67,7 +67,7 @@ def score(name: str) -> None:
     record = {
         "recipe": name, "seed": info["seed"], "commit": _commit(), "encoder": info["encoder"], "method": info["method"],
         "encoder_from": (info.get("encoder_from") or [None])[0], "steps": done["steps_done"], "seconds": done["seconds"],
-        "threads": done.get("threads"), "figures": figures,
+        "threads": done.get("threads"), "figures": [{k: v for k, v in one.items() if k != "details"} for one in figures],
     }  # fmt: skip
     if isinstance(method, Mann) and method.setting == "sequence":
         record["by_instance"] = by_instance(method)

@@ -12,7 +12,8 @@ from multifsl.bank import Bank
 from multifsl.encoder import Features
 from multifsl.episode import EpisodeSampler
 from multifsl.errors import MultifslError
-from multifsl.evaluation import CHUNK, episode_accuracies, half_width
+from multifsl.evaluation import CHUNK, episode_accuracies
+from multifsl.intervals import half_width
 from multifsl.registry import build
 from multifsl.task import Items
 from tests.needs import needs_data, needs_minilm

@@ -1,0 +1,117 @@
+"""Episodes in a file: drawn once, read by every method, on any machine.
+
+JSON lines. The first says which items the numbers count: {"episodes": 1, "split": ..., "items": n, "fingerprint": ...}. Each
+further one is an episode: {"classes": [names], "support": [[positions of the first class], ...], "query": [[...], ...],
+"unknown": [positions]}, with an item's position in the split; "unknown" are queries of no class of the episode.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multifsl.episode import UNKNOWN, Indices
+from multifsl.errors import BadFile, MultifslError
+from multifsl.task import Items
+
+SCHEMA = 1
+
+
+def write_episodes(path: Path, tasks: Iterable[Indices], items: Items, split: str, kept: Sequence[int]) -> None:
+    """Write tasks whose rows count `kept`, positions among `items`, of which some may have been left out.
+
+    Raises MultifslError where the file cannot be written.
+    """
+    header = {"episodes": SCHEMA, "split": split, "items": len(items.labels), "fingerprint": items.fingerprint()}
+    at = np.asarray(kept)
+    lines = [json.dumps(header)]
+    for task in tasks:
+        ways = range(len(task.classes))
+        episode = {
+            "classes": [items.class_names[c] for c in task.classes],
+            "support": [at[task.support[task.support_y == k]].tolist() for k in ways],
+            "query": [at[task.query[task.query_y == k]].tolist() for k in ways],
+        }
+        if (task.query_y == UNKNOWN).any():
+            episode["unknown"] = at[task.query[task.query_y == UNKNOWN]].tolist()
+        lines.append(json.dumps(episode, ensure_ascii=False))
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise MultifslError(f"cannot write the episodes to {path}: {error.strerror}") from error
+
+
+def read_episodes(path: Path, items: Items, split: str, kept: Sequence[int]) -> list[Indices]:
+    """The tasks of a file, as rows of `kept`.
+
+    Raises:
+        BadFile: it is no such file, damaged, or of other items. MultifslError: an episode needs an item that could not be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        header, *episodes = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise BadFile(f"cannot read the episodes in {path}: {error}") from error
+    if not isinstance(header, dict) or header.get("episodes") != SCHEMA:
+        raise BadFile(f'{path} is no file of episodes: its first line should say {{"episodes": {SCHEMA}, ...}}')
+    if (header.get("split"), header.get("fingerprint")) != (split, items.fingerprint()):
+        raise BadFile(
+            f"the episodes in {path} are of {header.get('items')} items of the split {header.get('split')!r}, not of these "
+            f"{len(items.labels)} items of {split!r}: take the data that they were drawn from, or draw them anew"
+        )
+    if not episodes:
+        raise BadFile(f"{path} holds no episode")
+    row_of = np.full(len(items.labels) + 1, -1)
+    row_of[np.asarray(kept)] = np.arange(len(kept))
+    names = {name: i for i, name in enumerate(items.class_names)}
+    return [_task(path, number, one, names, row_of) for number, one in enumerate(episodes, 1)]
+
+
+def _task(path: Path, number: int, one: Any, names: dict[str, int], row_of: np.ndarray) -> Indices:
+    where = f"{path}: episode {number}"
+    try:
+        classes, support, query, unknown = one["classes"], one["support"], one["query"], one.get("unknown", [])
+        if not len(classes) == len(support) == len(query) or not all(support) or not any([*query, unknown]):
+            raise BadFile(f"{where} must have a list of support items and one of queries for each class")
+        labels = np.array([names[name] for name in classes], dtype=np.int64)
+        parts = [np.array([p for part in parts for p in part], dtype=np.int64) for parts in (support, query)]
+        outside = np.array(unknown, dtype=np.int64)
+    except KeyError as error:
+        raise BadFile(f"{where} lacks {error}, or these items have no such class") from None
+    except (TypeError, ValueError) as error:
+        raise BadFile(f"{where} is no episode: {error}") from None
+    positions = np.concatenate([*parts, outside])
+    if positions.min() < 0 or positions.max() >= len(row_of) - 1:
+        raise BadFile(f"{where} names item {positions.max()}, of {len(row_of) - 1}")
+    if len(np.unique(positions)) < len(positions):
+        raise BadFile(f"{where} has an item twice")
+    lost = positions[row_of[positions] < 0]
+    if len(lost):
+        raise MultifslError(f"{where} needs item {lost[0]}, which cannot be read")
+    lengths = [[len(part) for part in parts] for parts in (support, query)]
+    support_y, query_y = (np.repeat(np.arange(len(classes)), each) for each in lengths)
+    return Indices(
+        row_of[parts[0]],
+        support_y,
+        row_of[np.concatenate([parts[1], outside])],
+        np.concatenate([query_y, np.full(len(outside), UNKNOWN)]),
+        labels,
+    )
+
+
+def of_one_shape(tasks: Sequence[Indices], most: int) -> Iterator[list[Indices]]:
+    """Tasks in their order, in blocks of at most `most` that have one shape and can be solved together."""
+    block: list[Indices] = []
+    for task in tasks:
+        if block and (len(block) == most or _shape(task) != _shape(block[0])):
+            yield block
+            block = []
+        block.append(task)
+    if block:
+        yield block
+
+
+def _shape(task: Indices) -> tuple[int, ...]:
+    return tuple(len(part) for part in task)
