@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from multifsl import metrics
@@ -80,7 +81,7 @@ def collect(solved: Iterator[tuple[Sequence[Indices], Tensor]], *, trials: bool 
 
 def _read(tasks: Sequence[Indices], logits: Tensor, trials: bool) -> dict[str, np.ndarray]:
     """A chunk's answers; its tasks are of one shape."""
-    z = logits.cpu().double().numpy()  # [T, Q, N]
+    z = logits.to("cpu", torch.float64, copy=True).numpy()  # [T, Q, N]
     wrecked = ~np.isfinite(z.max(2))  # [T, Q]: no number is the highest
     lost = wrecked.any(1)  # [T]
     z[wrecked] = 0.0

@@ -73,7 +73,7 @@ class Bank:
 
     def gather(self, rows: np.ndarray) -> Inputs:
         """Inputs [B, *] of some rows, padded no further than the longest of them."""
-        index = torch.from_numpy(rows).to(self._device, non_blocking=True)
+        index = torch.from_numpy(rows).to(self.device, non_blocking=True)
         x = map_inputs(lambda leaf: leaf[index], self.x)
         return x if self.lengths is None else trim(x, int(self.lengths[rows].max()))
 
@@ -82,7 +82,7 @@ class Bank:
         return to_episode(tasks, self.gather(rows_of(tasks)), n_classes)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
         return first_leaf(self.x).device
 
     def stream(self, sampler: Tasks, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:

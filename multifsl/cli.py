@@ -21,6 +21,7 @@ from multifsl.terminal import console, lines, say, track, training_line, write_j
 
 if TYPE_CHECKING:
     from multifsl.classifier import FewShotClassifier
+    from multifsl.comparison import Comparison
     from multifsl.evaluation import Evaluation
     from multifsl.task import Items, Source, Task
 
@@ -94,6 +95,7 @@ Disjoint = Annotated[
 ]
 Imbalance = Annotated[float, typer.Option(help="0: equal shots; above: support items shared out unevenly.", min=0.0)]
 
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither take nor keep embeddings on disk.")]
 SkipSmall = Annotated[
     bool, typer.Option("--skip-small-classes", help="Leave out classes that are too small, instead of an error.")
 ]
@@ -281,7 +283,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Read the episodes from this file; where there is none, write those that are drawn."),
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither take nor keep embeddings on disk.")] = False,
+    no_cache: NoCache = False,
     device: Device = "auto",
     data_root: DataRoot = None,
     allow_download: AllowDownload = False,
@@ -493,6 +495,59 @@ def demo(device: Device = "auto", json_: Json = None, debug: Debug = False) -> N
 
 
 @app.command()
+def compare(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Such as banking77, or \"images('photos')\".")],
+    encoder: Annotated[list[str] | None, typer.Option(help="An encoder as it is; may be given several times.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="A method on each encoder; may be given several times.")
+    ] = None,
+    run: Annotated[
+        list[str] | None, typer.Option(help="A run's folder, or model:NAME; may be given several times.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Which classes.")] = "test",
+    way: Way = "5",
+    shots: Annotated[
+        str, typer.Option(help="Support items a class; several, such as 1,2,5,10,20, show how many labels are needed.")
+    ] = "1",
+    query: Query = 15,
+    episodes: Annotated[int, typer.Option(help="How many episodes.", min=2)] = 1000,
+    seed: Seed = 0,
+    disjoint_groups: Disjoint = False,
+    imbalance: Imbalance = 0.0,
+    skip_small_classes: SkipSmall = False,
+    plot: Annotated[Path | None, typer.Option(help="Where a picture of it goes: SVG, PNG or PDF.")] = None,
+    no_cache: NoCache = False,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    allow_download: AllowDownload = False,
+    json_: Json = None,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Compare methods, encoders and runs on the same episodes: who is better, by how much, and is that more than chance?"""
+    from multifsl.comparison import compare as run_comparison
+    from multifsl.comparison import draw
+
+    try:
+        each = [int(shot) for shot in shots.split(",")]
+    except ValueError:
+        raise MultifslError(f"--shots takes numbers such as 1,2,5, not {shots!r}") from None
+    found = run_comparison(
+        task, encoders=encoder or [], methods=method or [], runs=run or [], split=split, way=_range("way", way), shots=each,
+        query=query, episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance,
+        skip_small_classes=skip_small_classes, cache=not no_cache, device=device, data_root=data_root,
+        allow_download=allow_download, progress=track,
+    )  # fmt: skip
+    if json_ is not None:
+        write_json({"comparisons": [one.to_json() for one in found]}, json_)
+    if plot is not None:
+        draw(found, plot)
+        say(f"drew {plot}")
+    if json_ != "-":
+        _show_comparisons(found)
+
+
+@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove them all.")] = False,
     json_: Json = None,
@@ -682,6 +737,59 @@ def _show(result: "Evaluation") -> None:
     for name, figure in rows:
         table.add_row(name, Text(figure))  # a class may be named like markup
     console().print(table)
+
+
+def _show_comparisons(found: "list[Comparison]") -> None:
+    """Tables for people to read: the entries, the best first, and each one's difference from the best; then accuracy by shots."""
+    from rich.table import Table
+    from rich.text import Text
+
+    def show(columns: list[str], rows: list[list[str]]) -> None:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console().print(table)
+
+    first = found[0]
+    print(
+        f"{first.task}, {first.split} classes, {first.query} queries a class, {first.episodes:,} episodes, seed {first.seed}"
+    )
+    for one in found:
+        print(f"\n{one.way}-way {one.shot}-shot")
+        best, rows = one.entries[0].name, []
+        for entry in one.entries:
+            result = entry.evaluation
+            less = next((pair for pair in one.pairs if (pair.a, pair.b) == (best, entry.name)), None)
+            gap = "" if less is None else f"{-less.mean:+.4f} ± {less.ci95:.4f}"
+            verdict = "" if less is None else f"p {less.p:.2g}" if less.shown else "no difference shown"
+            rows.append(
+                [
+                    entry.name, f"{result.accuracy:.4f} ± {result.ci95:.4f}",
+                    "" if result.ci95_classes is None else f"± {result.ci95_classes:.4f}", gap, verdict,
+                    f"{entry.ms_per_episode:.2f}", f"{entry.memory:,.0f}", "transductive" if result.transductive else "inductive",
+                ]
+            )  # fmt: skip
+        columns = [
+            "",
+            "accuracy (over episodes)",
+            "over classes",
+            "less than the best",
+            "Holm-corrected",
+            "ms/episode",
+            "MiB",
+            "",
+        ]
+        show(columns, rows)
+    if len(found) > 1:
+        print()
+        names = [entry.name for entry in first.entries]
+        by_name = [{entry.name: entry.evaluation.accuracy for entry in one.entries} for one in found]
+        show(
+            ["shots", *(str(one.shot) for one in found)],
+            [[name, *(f"{one[name]:.4f}" for one in by_name)] for name in names],
+        )
 
 
 def _range(name: str, text: str) -> int | tuple[int, int]:

@@ -50,7 +50,7 @@ def read_episodes(path: Path, items: Items, split: str, kept: Sequence[int]) -> 
         BadFile: it is no such file, damaged, or of other items. MultifslError: an episode needs an item that could not be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a class's name may hold what else ends a line, such as U+2028
         header, *episodes = [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError) as error:
         raise BadFile(f"cannot read the episodes in {path}: {error}") from error
@@ -61,37 +61,44 @@ def read_episodes(path: Path, items: Items, split: str, kept: Sequence[int]) -> 
             f"the episodes in {path} are of {header.get('items')} items of the split {header.get('split')!r}, not of these "
             f"{len(items.labels)} items of {split!r}: take the data that they were drawn from, or draw them anew"
         )
-    if not episodes:
-        raise BadFile(f"{path} holds no episode")
-    row_of = np.full(len(items.labels) + 1, -1)
+    if len(episodes) < 2:
+        raise BadFile(f"{path} holds {len(episodes)} episodes, and an interval needs at least 2")
+    row_of = np.full(len(items.labels), -1)
     row_of[np.asarray(kept)] = np.arange(len(kept))
-    names = {name: i for i, name in enumerate(items.class_names)}
-    return [_task(path, number, one, names, row_of) for number, one in enumerate(episodes, 1)]
+    return [_task(path, number, one, items, row_of) for number, one in enumerate(episodes, 1)]
 
 
-def _task(path: Path, number: int, one: Any, names: dict[str, int], row_of: np.ndarray) -> Indices:
+def _task(path: Path, number: int, one: Any, items: Items, row_of: np.ndarray) -> Indices:
     where = f"{path}: episode {number}"
     try:
         classes, support, query, unknown = one["classes"], one["support"], one["query"], one.get("unknown", [])
-        if not len(classes) == len(support) == len(query) or not all(support) or not any([*query, unknown]):
-            raise BadFile(f"{where} must have a list of support items and one of queries for each class")
-        labels = np.array([names[name] for name in classes], dtype=np.int64)
-        parts = [np.array([p for part in parts for p in part], dtype=np.int64) for parts in (support, query)]
-        outside = np.array(unknown, dtype=np.int64)
+        if not len(classes) == len(support) == len(query) or not all(support) or not any(query):
+            raise BadFile(f"{where} must have a list of support items and one of queries for each class, and some query")
+        lengths = [[len(part) for part in parts] for parts in (support, query)]
+        parts = [_positions(p for part in parts for p in part) for parts in (support, query)]
+        outside = _positions(unknown)
     except KeyError as error:
-        raise BadFile(f"{where} lacks {error}, or these items have no such class") from None
-    except (TypeError, ValueError) as error:
+        raise BadFile(f"{where} lacks {error}") from None
+    except (TypeError, OverflowError) as error:
         raise BadFile(f"{where} is no episode: {error}") from None
     positions = np.concatenate([*parts, outside])
-    if positions.min() < 0 or positions.max() >= len(row_of) - 1:
-        raise BadFile(f"{where} names item {positions.max()}, of {len(row_of) - 1}")
-    if len(np.unique(positions)) < len(positions):
-        raise BadFile(f"{where} has an item twice")
+    beyond = positions[(positions < 0) | (positions >= len(row_of))]
+    if len(beyond):
+        raise BadFile(f"{where} names item {beyond[0]}; there are items 0 to {len(row_of) - 1}")
+    labels = items.labels[parts[0][np.cumsum([0, *lengths[0][:-1]])]]  # [N]: names may be shared, where tasks are joined
+    for name, label in zip(classes, labels, strict=True):
+        if name != items.class_names[label]:
+            raise BadFile(f"{where} has support items of {items.class_names[label]!r} for the class {name!r}")
+    if len(np.unique(positions)) < len(positions) or len(np.unique(labels)) < len(labels):
+        raise BadFile(f"{where} has an item or a class twice")
+    support_y, query_y = (np.repeat(np.arange(len(classes)), each) for each in lengths)
+    right = [items.labels[part] == labels[y] for part, y in zip(parts, (support_y, query_y), strict=True)]
+    wrong = positions[~np.concatenate([*right, ~np.isin(items.labels[outside], labels)])]
+    if len(wrong):
+        raise BadFile(f"{where} has item {wrong[0]} where its class does not belong")
     lost = positions[row_of[positions] < 0]
     if len(lost):
         raise MultifslError(f"{where} needs item {lost[0]}, which cannot be read")
-    lengths = [[len(part) for part in parts] for parts in (support, query)]
-    support_y, query_y = (np.repeat(np.arange(len(classes)), each) for each in lengths)
     return Indices(
         row_of[parts[0]],
         support_y,
@@ -99,6 +106,15 @@ def _task(path: Path, number: int, one: Any, names: dict[str, int], row_of: np.n
         np.concatenate([query_y, np.full(len(outside), UNKNOWN)]),
         labels,
     )
+
+
+def _positions(values: Iterable[Any]) -> np.ndarray:
+    """int64 [n]. Raises TypeError where one is no whole number: numpy would cut 1.5 down to 1."""
+    found = list(values)
+    for value in found:
+        if type(value) is not int:
+            raise TypeError(f"an item is a whole number, not {value!r}")
+    return np.array(found, dtype=np.int64)
 
 
 def of_one_shape(tasks: Sequence[Indices], most: int) -> Iterator[list[Indices]]:

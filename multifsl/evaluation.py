@@ -151,11 +151,19 @@ def evaluate(
         episodes, way = len(tasks), _range_of([len(one.classes) for one in tasks])
         shot = _range_of([len(one.support) // len(one.classes) for one in tasks])
     answers = answer(learner, bank, tasks, episodes, trials=data.modality == "speech", progress=progress)
+    shape |= {"way": shape["way"] if way == "all" else way, "shot": shot}
+    return evaluation_of(subject, answers, items, split, shape, time.perf_counter() - begin)
+
+
+def evaluation_of(
+    subject: "Subject", answers: Answers, items: Items, split: str, shape: dict[str, Any], seconds: float
+) -> Evaluation:
+    """The figures of answers. items: of the split. shape: at least EpisodeSampler's way, shot, query and seed."""
+    method = subject.method
     return Evaluation(
-        task=resolved(data), split=split, encoder=resolved(learner.encoder), method=resolved(learner),
-        way=shape["way"] if way == "all" else way, shot=shot, query=query, episodes=episodes, seed=seed, **figures(answers),
-        transductive=learner.transductive, seconds=round(time.perf_counter() - begin, 3),
-        details=details(answers, items.class_names),
+        task=resolved(subject.task), split=split, encoder=resolved(method.encoder), method=resolved(method),
+        **{key: shape[key] for key in ("way", "shot", "query", "seed")}, episodes=len(answers.scores), **figures(answers),
+        transductive=method.transductive, seconds=round(seconds, 3), details=details(answers, items.class_names),
     )  # fmt: skip
 
 

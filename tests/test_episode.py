@@ -1,5 +1,7 @@
 """The sampler: a pure function of (seed, step, task), without overlap, within its bounds."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from multifsl.bank import Bank
 from multifsl.encoder import Features
-from multifsl.episode import EpisodeSampler, Indices, trim
+from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, trim
 from multifsl.errors import MultifslError
 from multifsl.task import Items
 
@@ -97,6 +99,81 @@ def test_disjoint_groups(across: bool) -> None:
         assert not set(groups[task.support]) & set(groups[task.query])
         assert (LABELS[task.support] == task.classes[task.support_y]).all() and len(task.query) == 6
     assert done >= 45
+
+
+GROUPED = {"groups": LABELS * 5 + np.arange(120) % 5, "disjoint_groups": True}
+SESSIONS = {"groups": np.arange(120) % 5, "disjoint_groups": True}  # all classes share them
+
+
+@pytest.mark.parametrize(
+    ("options", "support", "query", "classes"),
+    [
+        ({}, [45, 110, 94], [113, 96, 89, 108, 51, 12], [5, 6, 8]),
+        (
+            {"way": (2, 5), "shot": (2, 3)},
+            [11, 40, 109, 20, 73, 19, 80, 59], [83, 116, 86, 3, 39, 12, 75, 115], [5, 11, 8, 4],
+        ),
+        ({"shot": 3, "imbalance": 2.0}, [96, 67, 77, 108, 66, 38, 63, 1, 39], [45, 116, 79, 89, 19, 58], [5, 6, 8]),
+        (GROUPED, [112, 79, 12], [11, 96, 66, 1, 73, 58], [5, 6, 8]),
+        ({"sources": np.repeat([0, 1], [5, 7])}, [24, 107, 111], [12, 58, 44, 81, 105, 47], [8, 10, 7]),
+    ],
+    ids=["plain", "variable", "imbalance", "groups", "sources"],
+)  # fmt: skip
+def test_the_tasks_of_a_seed_are_what_they_were(
+    options: dict[str, Any], support: list[int], query: list[int], classes: list[int]
+) -> None:
+    """Rows that were drawn before there were unknown classes: figures of before and after compare."""
+    task = EpisodeSampler(LABELS, **{"way": 3, "query": 2, "seed": 7, **options}).task(5, 2)
+    assert (task.support.tolist(), task.query.tolist(), task.classes.tolist()) == (support, query, classes)
+
+
+@pytest.mark.parametrize("grouped", [{}, GROUPED, SESSIONS], ids=["alone", "recordings", "sessions"])
+@pytest.mark.parametrize(
+    "options", [{}, {"way": (2, 5)}, {"shot": 2, "imbalance": 1.0}, {"sources": np.repeat([0, 1], 6)}]
+)
+def test_unknown_classes_are_asked_about_and_never_shown(options: dict[str, Any], grouped: dict[str, Any]) -> None:
+    sampler = EpisodeSampler(LABELS, **{"way": 3, "query": 2, "seed": 1, "unknown": 2} | options | grouped)
+    for step in range(20):
+        way, shot = sampler.shape(step)
+        task = sampler.task(step)
+        assert len(task.classes) == len(set(task.classes)) == way
+        assert len(task.support) == way * shot and set(task.support_y) == set(range(way))
+        assert task.query_y.tolist() == np.repeat(np.arange(way), 2).tolist() + [UNKNOWN] * 4
+        rows = np.concatenate([task.support, task.query])
+        assert len(set(rows)) == len(rows)
+        assert (LABELS[task.support] == task.classes[task.support_y]).all()
+        known, strange = task.query[: way * 2], LABELS[task.query[way * 2 :]]
+        assert (LABELS[known] == task.classes[task.query_y[: way * 2]]).all()
+        assert not set(strange) & set(task.classes)
+        assert len(set(strange)) == 2 and (np.bincount(strange)[list(set(strange))] == 2).all()
+        if grouped:
+            assert not set(grouped["groups"][task.support]) & set(grouped["groups"][task.query])
+        if "sources" in options:
+            assert len(set(options["sources"][np.append(task.classes, strange)])) == 1
+
+
+def test_every_class_is_unknown_now_and_then() -> None:
+    """2,000 of 12: 333 of each two, standard deviation 17."""
+    sampler = EpisodeSampler(LABELS, way=4, query=1, unknown=2)
+    tasks = [sampler.task(step) for step in range(2000)]
+    strange = np.bincount(LABELS[np.concatenate([task.query[-2:] for task in tasks])], minlength=12)
+    assert abs(strange - 4000 / 12).max() < 5 * 17
+
+
+def test_too_few_classes_for_unknown_ones() -> None:
+    EpisodeSampler(LABELS, way=10, query=2, unknown=2)
+    says = r"way 10 and 3 unknown beside asks for more classes than there are: 12 .*at most --way 9 and 3 unknown beside fits"
+    with pytest.raises(MultifslError, match=says):
+        EpisodeSampler(LABELS, way=10, query=2, unknown=3)
+    with pytest.raises(MultifslError, match="take a split with more"):
+        EpisodeSampler(LABELS, way=2, query=2, unknown=12)
+    with pytest.raises(MultifslError, match="more classes than there are: 5 "):  # of the smaller source
+        EpisodeSampler(LABELS, way=4, query=2, unknown=2, sources=np.repeat([0, 1], [5, 7]))
+    with pytest.raises(MultifslError, match="unknown is a number of classes, 0 or more, not -1"):
+        EpisodeSampler(LABELS, query=2, unknown=-1)
+    one = {"groups": np.where(LABELS == 0, 99, np.arange(120)), "disjoint_groups": True}
+    with pytest.raises(MultifslError, match="class '0' has 10 items in 1 group: they cannot be split"):
+        EpisodeSampler(LABELS, way=3, query=2, unknown=1, **one)  # type: ignore[arg-type]
 
 
 def test_groups_that_cannot_be_split_are_an_error() -> None:

@@ -1,0 +1,326 @@
+"""Several methods, encoders and runs on the same episodes: who is better, by how much, and whether that is more than chance.
+
+Shape letters: B episodes.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from multifsl.bank import Bank, Progress, select
+from multifsl.cache import EmbeddingCache
+from multifsl.episode import Indices, Range, map_inputs
+from multifsl.errors import MultifslError
+from multifsl.evaluation import (
+    DEFAULT_METHOD,
+    Drawn,
+    Evaluation,
+    Subject,
+    answer,
+    blocks,
+    embedded,
+    evaluation_of,
+    highest,
+    open_subject,
+    positions,
+)
+from multifsl.intervals import difference, holm
+from multifsl.options import check_arguments
+from multifsl.registry import build, resolved
+from multifsl.task import Task, check_split
+
+LEVEL = 0.05  # of the tests, over a whole table
+EVERY = 0.005  # seconds between looks at the memory
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of those that were compared. name: as it was asked for. ms_per_episode: to solve one, from embeddings where it takes
+    such. memory: MiB at most beside what was there, while it solved them."""
+
+    name: str
+    evaluation: Evaluation
+    ms_per_episode: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """a less b, over the same episodes (`multifsl.intervals.Difference`). p: corrected for all pairs of the table (Holm). shown:
+    whether it is below 0.05; where it is not, no difference was shown, which is not to say that there is none."""
+
+    a: str
+    b: str
+    mean: float
+    ci95: float
+    ci95_classes: float | None
+    p: float
+    shown: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """entries: the best first. pairs: of all of them, the better one first."""
+
+    task: str
+    split: str
+    way: Range
+    shot: Range
+    query: int
+    episodes: int
+    seed: int
+    entries: list[Entry]
+    pairs: list[Pair]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    task: str | Task,
+    *,
+    encoders: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    split: str = "test",
+    way: Range = 5,
+    shots: Sequence[int] = (1,),
+    query: int = 15,
+    episodes: int = 1000,
+    seed: int = 0,
+    disjoint_groups: bool = False,
+    imbalance: float = 0.0,
+    skip_small_classes: bool = False,
+    unknown: int = 0,
+    batch_size: int = 64,
+    cache: bool = True,
+    device: str = "auto",
+    data_root: Path | str | None = None,
+    allow_download: bool = False,
+    progress: Progress | None = None,
+) -> list[Comparison]:
+    """Compare on the same episodes: every method on every encoder as it is, and runs; one `Comparison` for each number of shots.
+
+    Args:
+        encoders: specs. methods: on top of each of them, by default "prototypical(distance='cosine')". runs: folders, or
+            "model:NAME".
+        shots: each is compared by itself, so that accuracy can be drawn against the number of labels.
+        The others: see `multifsl.evaluate`.
+
+    Raises:
+        MultifslError: fewer than two things to compare, one of them twice, or what `evaluate` raises.
+
+    An example: `compare("banking77", encoders=["transformer"], methods=["prototypical(distance='cosine')", "ridge"], split="val")`
+    """
+    check_arguments(compare, locals())
+    check_split(split)
+    if methods and not encoders:
+        raise MultifslError("methods are compared on encoders: name one (--encoder), or leave the methods out")
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (_name(encoder, method, encoders, methods), {"encoder": encoder, "method": method})
+        for encoder in encoders
+        for method in methods or (DEFAULT_METHOD,)
+    ]
+    asked += [(str(run), {"run": run}) for run in runs]
+    names = [name for name, _ in asked]
+    if len(asked) < 2:
+        raise MultifslError(f"there are at least two to compare, of encoders x methods and of runs; {len(asked)} came")
+    if len(set(names)) < len(names):
+        raise MultifslError(f"{next(name for name in names if names.count(name) > 1)} is named twice")
+    data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
+    items = data.items(split)
+    shape: dict[str, Any] = {
+        "way": way, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
+        "skip_small_classes": skip_small_classes, "unknown": unknown,
+    }  # fmt: skip
+    drawn = {shot: Drawn(items, [], 0, {**shape, "shot": shot}) for shot in shots}  # says at once what does not fit
+    subjects: dict[str, Subject] = {}
+    banks: dict[str, Bank] = {}
+    for name, what in asked:
+        subject = open_subject(
+            what.get("run"), task=data, encoder=what.get("encoder"), method=what.get("method"), ways=highest(way), seed=seed,
+            device=device, data_root=data_root, allow_download=allow_download, progress=progress,
+        )  # fmt: skip
+        subjects[name] = subject
+        twin = next((k for k in banks if _same_items(subjects[k], subject)), None)
+        keep = cache and ("run" in what or subject.method.encoder.pretrained)
+        banks[name] = (
+            embedded(
+                subject.method,
+                items,
+                batch_size=batch_size,
+                cache=EmbeddingCache() if keep else None,
+                progress=progress,
+            )
+            if twin is None
+            else banks[twin]
+        )
+    common = sorted(set.intersection(*(set(positions(items, bank.items)) for bank in banks.values())))
+    banks = {name: _restricted(bank, positions(items, bank.items), common) for name, bank in banks.items()}
+    found = []
+    for shot in shots:
+        sampler = drawn[shot].sampler(next(iter(banks.values())))
+        tasks = [one for block in blocks(sampler, episodes) for one in block]
+        entries, scores, classes = [], {}, np.empty(0)
+        for name, subject in subjects.items():
+            entry, scores[name], classes = _entry(
+                name, subject, banks[name], tasks, split, {**shape, "shot": shot}, progress
+            )
+            entries.append(entry)
+        entries.sort(key=lambda one: -one.evaluation.accuracy)
+        found.append(
+            Comparison(
+                task=resolved(data),
+                split=split,
+                way=way,
+                shot=shot,
+                query=query,
+                episodes=episodes,
+                seed=seed,
+                entries=entries,
+                pairs=_pairs([one.name for one in entries], scores, classes),
+            )
+        )
+    return found
+
+
+def _name(encoder: str, method: str, encoders: Sequence[str], methods: Sequence[str]) -> str:
+    """What tells an entry from the others."""
+    if len(encoders) == 1:
+        return method if methods else encoder
+    return f"{encoder} / {method}" if len(methods) > 1 else encoder
+
+
+def _same_items(a: Subject, b: Subject) -> bool:
+    """Whether the bank of one serves the other: both take embeddings, of encoders that are the same."""
+    if not (a.method.takes_embeddings and b.method.takes_embeddings):
+        return False
+    first, second = a.method.encoder, b.method.encoder
+    mine, other = first.state_dict(), second.state_dict()
+    return (
+        resolved(first) == resolved(second)
+        and mine.keys() == other.keys()
+        and all(torch.equal(mine[k], other[k]) for k in mine)
+    )
+
+
+def _restricted(bank: Bank, have: Sequence[int], common: list[int]) -> Bank:
+    """The rows of a bank that every other one has too."""
+    if len(have) == len(common):
+        return bank
+    row_of = {position: row for row, position in enumerate(have)}
+    rows = [row_of[position] for position in common]
+    return Bank(map_inputs(lambda leaf: leaf[torch.tensor(rows, device=leaf.device)], bank.x), select(bank.items, rows))
+
+
+def _entry(
+    name: str,
+    subject: Subject,
+    bank: Bank,
+    tasks: list[Indices],
+    split: str,
+    shape: dict[str, Any],
+    progress: Progress | None,
+) -> tuple[Entry, np.ndarray, np.ndarray]:
+    """An entry, its scores [B], and the classes of the episodes [B, N]."""
+    begin = time.perf_counter()
+    with _memory(bank) as most:
+        answers = answer(
+            subject.method, bank, tasks, len(tasks), trials=subject.task.modality == "speech", progress=progress
+        )
+    seconds = time.perf_counter() - begin
+    evaluation = evaluation_of(subject, answers, bank.items, split, shape, seconds)
+    entry = Entry(name, evaluation, round(1000 * seconds / len(tasks), 3), round(most[0] / 2**20, 1))
+    return entry, answers.scores, answers.classes
+
+
+@contextmanager
+def _memory(bank: Bank) -> Any:
+    """A list whose one number becomes the most bytes that were taken inside, beside what was there."""
+    most = [0]
+    device = bank.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield most
+        most[0] = torch.cuda.max_memory_allocated(device) - before
+        return
+    import psutil  # accelerate brings it
+
+    process, over = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def look() -> None:
+        while not over.wait(EVERY):
+            most[0] = max(most[0], process.memory_info().rss - before)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        watcher.join()
+        most[0] = max(most[0], process.memory_info().rss - before)
+
+
+def _pairs(names: list[str], scores: dict[str, np.ndarray], classes: np.ndarray) -> list[Pair]:
+    """All pairs of names, the best first."""
+    each = [(a, b, difference(scores[a], scores[b], classes)) for a, b in combinations(names, 2)]
+    corrected = holm(np.array([one.p for *_, one in each])).tolist()
+    return [
+        Pair(a, b, one.mean, one.ci95, one.ci95_classes, p, p < LEVEL)
+        for (a, b, one), p in zip(each, corrected, strict=True)
+    ]
+
+
+def draw(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Write a picture: accuracy against shots, or, of one number of shots, the entries with their intervals. SVG, PNG or PDF."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # not pyplot: no window, no state
+
+    first = comparisons[0]
+    names = [entry.name for entry in first.entries]
+    many = len(comparisons) > 1
+    figure = Figure(figsize=(7, 4.5) if many else (7, 0.9 + 0.45 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for place, name in enumerate(names):
+        found = [next(e.evaluation for e in one.entries if e.name == name) for one in comparisons]
+        accuracy, half = [e.accuracy for e in found], [e.ci95 for e in found]
+        if many:
+            axis.errorbar(
+                [str(one.shot) for one in comparisons], accuracy, yerr=half, marker="o", capsize=2, label=name
+            )
+        else:
+            wide = found[0].ci95_classes
+            if wide is not None:
+                axis.plot(
+                    [accuracy[0] - wide, accuracy[0] + wide],
+                    [place, place],
+                    color="0.75",
+                    linewidth=5,
+                    solid_capstyle="butt",
+                )
+            axis.errorbar(accuracy, [place], xerr=half, marker="o", capsize=3, color="C0")
+    if many:
+        axis.set(xlabel="labelled examples of each class (shots)", ylabel=f"accuracy, {first.way}-way")
+        axis.legend(loc="lower right")
+    else:
+        axis.set_yticks(range(len(names)), names)
+        axis.invert_yaxis()
+        axis.set_xlabel(f"accuracy, {first.way}-way {first.shot}-shot (thin: over episodes; wide: over classes)")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    with rc_context({"svg.hashsalt": "multifsl", "svg.fonttype": "none"}):
+        try:
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        except (OSError, ValueError) as error:  # ValueError: no such format
+            raise MultifslError(f"cannot draw {path}: {error}") from error

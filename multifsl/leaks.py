@@ -1,0 +1,506 @@
+"""Leaks: what makes a figure look better than it is, found before an evaluation and said beside it.
+
+    trained-on    the classes evaluated are those that the run was trained on
+    chosen-on     the run's best weights are those that did best on this split
+    classes       train and test items share classes of one data set
+    same-items    the same item stands in the train and the test items, or twice in the test items
+    near-items    the same but for case, spaces and punctuation (texts) or for size, coding and brightness (images)
+    groups        support and query, or train and test, share recordings, sessions or speakers
+    pretrained    published weights have seen the classes, or what is like them
+    not-checked   what could not be looked for
+
+The first and the third are errors unless allowed by name, the fourth from MUCH of the test items on: sets that everybody compares
+on have a few such items. The others are marks beside the figure.
+
+Shape letters: n items, C classes.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatch
+from io import BytesIO
+from os.path import normpath
+from pathlib import Path
+from typing import Any, NamedTuple
+from unicodedata import category
+
+import numpy as np
+from PIL import Image
+
+from multifsl.archive import Member
+from multifsl.bank import Progress
+from multifsl.checkpoint import read_json
+from multifsl.encoder import Encoder
+from multifsl.errors import DataNotFound, MultifslError, nearest
+from multifsl.registry import Spec, find, names, parse, resolved
+from multifsl.shipped import SHIPPED, is_shipped, model_names, names_run, run_folder
+from multifsl.task import Items, Task
+
+KINDS = ("trained-on", "chosen-on", "classes", "same-items", "near-items", "groups", "pretrained", "not-checked")
+MUCH = 0.01  # of the test items: fewer hardly move a figure
+READ_MOST = 100_000  # train items; to read more would take minutes
+# Grey images of 8 x 8 that correlate by so much are of one picture. Measured, val against train: of CIFAR-FS's photos saved as JPEG
+# of quality 60, or at twice the size, all are found; of those 10 % brighter, 98 %; of the 3,200 themselves 1 has a fellow in train,
+# which is the same photo; of Omniglot's 13,760 drawings, 3. (Of hashes of differences, 128 bits, a threshold that finds 83 % of
+# JPEGs of quality 85 lets 3 % of the drawings through.)
+ALIKE = 0.995
+SIDE = 8
+FLAT = 2.0  # grey levels of standard deviation: below it, any two images are alike
+BLOCK = 128  # images compared with all others at once
+
+NEUTRAL = {  # arguments of tasks that choose no classes; path: compared as that of the data set
+    *("path", "speeds", "chunk_seconds", "microphone", "rotations", "description"),
+    *("text", "item", "group", "group_by", "part", "revision"),
+}
+ONE_DATA_SET = {"fc100": "cifar_fs"}  # the same photos, divided otherwise
+# Groups that all classes share: Omniglot's drawers, and VCTK's numbers of sentences, which mean little across speakers.
+BY_DESIGN = ("omniglot", "vctk")
+
+
+class Leak(NamedTuple):
+    """One leak: its kind, one of KINDS; what was found; whether it is an error unless allowed."""
+
+    kind: str
+    message: str
+    severe: bool
+
+
+class Seen(NamedTuple):
+    """What published weights have seen: an encoder's name, a pattern of its argument `model`, and our tasks that it bears on."""
+
+    encoder: str
+    model: str
+    tasks: tuple[str, ...]
+    what: str
+    source: str
+
+
+PHOTOS = ("cifar_fs", "fc100", "mini_imagenet")
+IMAGENET = "not a novel-class result: {} was trained on ImageNet, which has these classes or such"
+SPEAKERS = "not a novel-class result: {} was trained to tell apart the speakers of VoxCeleb1"
+HEARD = "{} has heard LibriSpeech or the readings that it is from, without the speakers' names"
+SEEN = (
+    Seen("efficientnet_lite0", "*", PHOTOS, IMAGENET, "https://arxiv.org/abs/1905.11946"),
+    # LVD-142M holds ImageNet-22k and the train part of ImageNet-1k
+    Seen("vision", "facebook/dinov2*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2304.07193, table 15"),
+    Seen("vision", "google/vit-*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2010.11929"),
+    Seen("vision", "facebook/deit-*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2012.12877"),
+    Seen("vision", "microsoft/beit-*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2106.08254"),
+    Seen("vision", "microsoft/swin*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2103.14030"),
+    Seen("vision", "microsoft/resnet-*", PHOTOS, IMAGENET, "https://arxiv.org/abs/1512.03385"),
+    Seen("vision", "facebook/convnext*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2201.03545"),
+    Seen("ge2e", "*", ("voxceleb1",), SPEAKERS, "https://github.com/resemble-ai/Resemblyzer/issues/3"),
+    Seen(
+        "ge2e", "*", ("librispeech",), "{} was trained on the 'other' part of LibriSpeech: such readings, of other speakers",
+        "https://github.com/resemble-ai/Resemblyzer/issues/3",
+    ),
+    Seen("audio", "microsoft/wavlm-*-sv", ("voxceleb1",), SPEAKERS, "https://huggingface.co/microsoft/wavlm-base-plus-sv"),
+    Seen("audio", "microsoft/wavlm-*", ("librispeech",), HEARD, "https://arxiv.org/abs/2110.13900"),
+    Seen("audio", "facebook/wav2vec2-base*", ("librispeech",), HEARD, "https://arxiv.org/abs/2006.11477"),
+    Seen("audio", "facebook/hubert-*", ("librispeech",), HEARD, "https://arxiv.org/abs/2106.07447"),
+    # its page lists what it was trained on, and none of our sets is there
+    Seen(
+        "transformer", "sentence-transformers/all-MiniLM-L6-v2", (), "",
+        "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+    ),
+)  # fmt: skip
+
+
+# ---- what items are made of ----
+
+
+class Contents(NamedTuple):
+    """Items of a split as they are compared: read once, used for as many runs as there are.
+
+    exact: a checksum each, b"" of an item that cannot be read. near: texts' letters; of images float32 [n, 64]; else None.
+    """
+
+    items: Items
+    exact: list[bytes]
+    near: list[str] | np.ndarray | None
+
+
+def read_contents(items: Items, modality: str, progress: Progress | None = None) -> Contents:
+    """What the items of a split are made of. Of a file it is the bytes, which is far cheaper than decoding it.
+
+    An item that cannot be read is like no other; the evaluation leaves it out as well, and names it. Omniglot's 82,240 train items
+    take about ten seconds of one core, CIFAR-FS's 12,800 two, texts none.
+
+    >>> read_contents(Items(["Hi!", "hi"], np.array([0, 1]), ["a", "b"]), "text").near
+    ['hi', 'hi']
+    """
+    exact: list[bytes] = []
+    texts: list[str] = []
+    grey = np.zeros((len(items.labels) if modality == "image" else 0, SIDE, SIDE), dtype=np.float32)
+    positions = range(len(items.labels))
+    for i in progress(positions, description="looking for leaks", total=len(positions)) if progress else positions:
+        try:
+            item = items.items[i]
+            content = _bytes(item, modality)
+            exact.append(hashlib.blake2b(content, digest_size=16).digest())
+        except (OSError, MultifslError):
+            exact.append(b"")
+            texts.append("")
+            continue
+        if modality == "text":
+            texts.append(letters(item))
+        elif modality == "image" and (small := _small(item, content)) is not None:
+            grey[i] = small
+    near = (
+        texts if modality == "text" else _standardised(grey.reshape(-1, SIDE * SIDE)) if modality == "image" else None
+    )
+    return Contents(items, exact, near)
+
+
+def _bytes(item: Any, modality: str) -> bytes:
+    """What an item is, and nothing of where it lies."""
+    if modality == "text":
+        return str(item).encode("utf-8", "surrogatepass")
+    if isinstance(item, str | Path | Member):
+        return (Path(item) if isinstance(item, str) else item).read_bytes()
+    if isinstance(item, Image.Image):
+        return f"{item.mode} {item.size} ".encode() + item.tobytes()
+    wave, rate = item if isinstance(item, tuple | list) and len(item) == 2 else (item, "")
+    array = np.asarray(wave)
+    return f"{array.dtype} {array.shape} {rate} ".encode() + array.tobytes()
+
+
+def letters(text: str) -> str:
+    """A text without case, spaces and punctuation; symbols and the vowel signs of any script stay.
+
+    >>> letters("Where's my card -- the £5 one?")
+    'wheresmycardthe£5one'
+    """
+    return "".join(c for c in text.casefold() if category(c)[0] not in "PZC")
+
+
+def _small(item: Any, content: bytes) -> np.ndarray | None:
+    """An image as grey, on white, [8, 8]; None of what is no picture (an array, a damaged file)."""
+    if not isinstance(item, str | Path | Member | Image.Image):
+        return None
+    try:
+        image = item if isinstance(item, Image.Image) else Image.open(BytesIO(content))
+        if not isinstance(item, Image.Image):
+            image.draft("L", (8 * SIDE, 8 * SIDE))  # a JPEG need not be decoded in full
+        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # SyntaxError: Pillow, of a broken PNG
+        return None
+
+
+def _standardised(rows: np.ndarray) -> np.ndarray:
+    """Rows [n, 64] of mean 0 and length 1, so that products are correlations; those of flat images are 0, and like nothing."""
+    rows = rows - rows.mean(1, keepdims=True)
+    spread = rows.std(1, keepdims=True)
+    scale = np.where(spread < FLAT, 0.0, 1 / np.maximum(spread * SIDE, 1e-6))  # SIDE: the root of 64
+    return (rows * scale).astype(np.float32)
+
+
+Pair = tuple[int, int]
+
+
+def equal_pairs(keys: Sequence[Any], others: Sequence[Any] | None = None) -> list[Pair]:
+    """(i, j) for each key i that equals one of the others, j the first; without others, an earlier key. Empty keys equal none.
+
+    >>> equal_pairs(["a", "b", "a", "", ""]), equal_pairs(["a", "b"], ["b"])
+    ([(2, 0)], [(1, 0)])
+    """
+    first: dict[Any, int] = {}
+    for j, key in enumerate(keys if others is None else others):
+        first.setdefault(key, j)
+    found = [(i, first[key]) for i, key in enumerate(keys) if key and key in first]
+    return found if others is not None else [(i, j) for i, j in found if i != j]
+
+
+def alike_pairs(rows: np.ndarray, others: np.ndarray | None = None) -> list[Pair]:
+    """The same of images [n, 64], standardised: those that correlate by ALIKE or more, j the one that does most.
+
+    >>> alike_pairs(np.eye(3)[[0, 1, 0]]), alike_pairs(np.eye(3), np.eye(3)[2:])
+    ([(2, 0)], [(2, 0)])
+    """
+    found: list[Pair] = []
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        like = np.tril(block @ rows[: start + BLOCK].T, start - 1) if others is None else block @ others.T
+        best = like.argmax(1) if like.shape[1] else np.zeros(0, dtype=np.int64)
+        found += [(start + i, int(j)) for i, j in enumerate(best) if like[i, j] >= ALIKE]
+    return found
+
+
+# ---- the checks ----
+
+
+def find_leaks(
+    task: Task,
+    split: str,
+    *,
+    encoder: Encoder | str,
+    test: Items | Contents,
+    train: Items | Contents | None = None,
+    run_info: dict[str, Any] | None = None,
+    weights: str = "best",
+    disjoint_groups: bool = False,
+    progress: Progress | None = None,
+) -> list[Leak]:
+    """What of the leaks is there, the errors first.
+
+    Args:
+        task, split, test: what is evaluated. encoder: what with; a spec is a resolved one, or names a run ("model:NAME").
+        run_info: what the evaluated run's `run.json` says. weights: which of its weights are taken, "best" or "last".
+        train: the train items of the run's own task, whatever task is evaluated; without a run they are not looked at. Where they
+            are not given, or for their contents are more than READ_MOST, it says what was not compared.
+        disjoint_groups: whether support and query are kept from sharing groups.
+        progress: wraps loops, such as `rich.progress.track`.
+
+    >>> data = Items(["hello", "hello", "bye"], np.array([0, 0, 1]), ["greeting", "parting"])
+    >>> from multifsl.registry import build
+    >>> leaks = find_leaks(build("tasks", "banking77"), "test", encoder="conv4", test=data)
+    >>> [(leak.kind, leak.severe) for leak in leaks]
+    [('same-items', True)]
+    """
+    past = _past(encoder, run_info)
+    own, trained = parse(resolved(task)), [parse(text) for text in past.tasks]
+    test = test if isinstance(test, Contents) else read_contents(test, task.modality, progress)
+    met = _met(own, trained)
+    leaks = [*_trained_on(met, split), *_repeats(test, None, split)]
+    if split == "val" and past.validated and weights == "best" and _met(own, trained[:1]):
+        leaks.append(Leak("chosen-on", "the run's weights are those that did best on these classes", False))
+    if trained and train is not None:
+        if isinstance(train, Items):
+            many = len(train.labels) > READ_MOST
+            if many:
+                leaks.append(_unchecked(f"whether test items stand among the {len(train.labels):,} train items"))
+            train = Contents(train, [], None) if many else read_contents(train, task.modality, progress)
+        shared = _shared(test.items, own, train.items, trained[0])
+        told = [_data_set(part) for part in met] if split in ("train", "all") else []
+        leaks += _classes(shared, len(test.items.class_names), told)
+        leaks += _repeats(test, train, split, {name for _, name in shared})
+        leaks += _groups_across(task, split, test.items, train.items, past.tasks[0])
+    elif trained:
+        leaks.append(_unchecked(f"whether classes and items stand in the train split of {past.tasks[0]}"))
+    if not disjoint_groups:
+        leaks += _groups_within(test.items)
+    leaks += [leak for one in past.encoders for leak in _pretrained(one, own)]
+    leaks += [_unchecked(what) for what in past.lost]
+    return sorted(dict.fromkeys(leaks), key=lambda leak: not leak.severe)
+
+
+def check_leaks(leaks: Iterable[Leak], allowed: Collection[str] = ()) -> list[Leak]:
+    """The leaks to be marked beside a figure, those that were allowed too.
+
+    Raises MultifslError for a severe one whose kind is not among those allowed, and for a name there that is none of KINDS.
+
+    >>> check_leaks([Leak("classes", "both have 'cat'", True)], ["classes"])[0].kind
+    'classes'
+    """
+    for name in allowed:
+        if name not in KINDS:
+            raise MultifslError(f"no leak {name!r} to allow{nearest(name, KINDS)}; known: {', '.join(KINDS)}")
+    leaks = list(leaks)
+    if bad := [leak for leak in leaks if leak.severe and leak.kind not in allowed]:
+        found = "; ".join(f"{leak.kind}: {leak.message}" for leak in bad)
+        flags = " ".join(f"--allow-leak {kind}" for kind in dict.fromkeys(leak.kind for leak in bad))
+        raise MultifslError(f"the figure would leak: {found}. To have it all the same, with a mark beside it: {flags}")
+    return leaks
+
+
+def _unchecked(what: str) -> Leak:
+    return Leak("not-checked", f"not checked for leaks: {what}", False)
+
+
+class _Past(NamedTuple):
+    """What went into weights: the tasks they were trained on, the evaluated run's first, and encoders; what is not known.
+
+    validated: whether validation chose them.
+    """
+
+    tasks: list[str]
+    encoders: list[Encoder | str]
+    lost: list[str]
+    validated: bool
+
+
+def _past(encoder: Encoder | str, info: dict[str, Any] | None) -> _Past:
+    """Follows a run to those that its encoder came from, as far as they come with the package: a path in a file is not followed."""
+    if isinstance(encoder, str) and names_run(encoder):
+        info = read_json(run_folder(encoder) / "run.json")
+        encoder = str(info["encoder"])
+    past = _Past([], [encoder], [], "val_step" in ((info or {}).get("metrics") or {}))
+    while info is not None:
+        if isinstance(info.get("task"), str):
+            past.tasks.append(info["task"])
+        past.encoders.extend(text for text in (info.get("encoder"), (info.get("teacher") or [None])[0]) if text)
+        source = (info.get("encoder_from") or [None])[0]
+        if source is None:
+            break
+        if not is_shipped(source) or source.removeprefix(SHIPPED) not in model_names():
+            past.lost.append(f"what {source} was trained on, from which the run's encoder came")
+            break
+        info = read_json(run_folder(source) / "run.json")
+    return past
+
+
+def _data_set(spec: Spec) -> tuple[str, ...]:
+    """What tells data sets apart: the name, and of one's own files where they are."""
+    where = (normpath(str(spec.kwargs.get(key) or ".")) for key in ("path", "config"))
+    return (ONE_DATA_SET.get(spec.name, spec.name), *where)
+
+
+def _same_classes(a: Spec, b: Spec) -> bool:
+    """Whether two specs name the same classes, by the arguments that both have: an older run lacks the younger ones."""
+    common = (a.kwargs.keys() & b.kwargs.keys()) - NEUTRAL
+    return a.name == b.name and _data_set(a) == _data_set(b) and all(a.kwargs[k] == b.kwargs[k] for k in common)
+
+
+def _met(own: list[Spec], trained: Iterable[list[Spec]]) -> list[Spec]:
+    """The parts of the evaluated task that are parts of what was trained on, too."""
+    return [part for part in own if any(_same_classes(part, other) for task in trained for other in task)]
+
+
+def _trained_on(met: list[Spec], split: str) -> list[Leak]:
+    if not met or split not in ("train", "all"):
+        return []
+    known = _some(list(dict.fromkeys(part.name for part in met)))
+    what = (
+        f"the weights were trained on the train split of {known}, which split {split!r} {'is' if split == 'train' else 'holds'}: "
+        "its classes are not new; take the split 'test'"
+    )
+    return [Leak("trained-on", what, True)]
+
+
+Class = tuple[tuple[str, ...], str]  # a data set, and a class's name in it
+
+
+def _class_keys(items: Items, specs: list[Spec]) -> list[Class]:
+    """Each class [C] with the data set that it is of; a speaker at another speed is the same speaker."""
+    sources = np.zeros(len(items.class_names), dtype=np.int64) if items.sources is None else items.sources
+    keys = []
+    for name, source in zip(items.class_names, sources, strict=True):
+        spec = specs[source]
+        suffixes = [f" x{speed:g}" for speed in spec.kwargs.get("speeds", ())]
+        keys.append((_data_set(spec), next((name.removesuffix(s) for s in suffixes if name.endswith(s)), name)))
+    return keys
+
+
+def _shared(test: Items, own: list[Spec], train: Items, trained: list[Spec]) -> list[Class]:
+    """The classes of the test items that are among those of the train items."""
+    known = set(_class_keys(train, trained))
+    return [key for key in _class_keys(test, own) if key in known]
+
+
+def _classes(shared: list[Class], count: int, told: Collection[tuple[str, ...]]) -> list[Leak]:
+    """told: the data sets of which it was said that their classes were trained on."""
+    found = [name for data_set, name in shared if data_set not in told]
+    if not found:
+        return []
+    what = (
+        f"the weights were trained on {len(found)} of the {count} classes: {_some(found)}; take the arguments that choose "
+        "classes (seed, fold, splits) as in training"
+    )
+    return [Leak("classes", what, True)]
+
+
+def _repeats(test: Contents, train: Contents | None, split: str, shared: Collection[str] = ()) -> list[Leak]:
+    """Items of the test split that stand in the train items, or, without those, earlier in the test split.
+
+    shared: classes of both, whose items are in both; they were told.
+    """
+    other = test if train is None else train
+    exact = equal_pairs(test.exact, None if train is None else train.exact)
+    near: list[Pair] = []
+    if isinstance(test.near, list) and isinstance(other.near, list):
+        near = equal_pairs(test.near, None if train is None else other.near)
+    elif isinstance(test.near, np.ndarray) and isinstance(other.near, np.ndarray):
+        near = alike_pairs(test.near, None if train is None else other.near)
+    same = {i for i, _ in exact}
+    near = [(i, j) for i, j in near if i not in same]
+
+    leaks = []
+    for kind, pairs, how in (("same-items", exact, "the same"), ("near-items", near, "nearly the same")):
+        pairs = [(i, j) for i, j in pairs if train is None or _class(test, i) not in shared]
+        if not pairs:
+            continue
+        total, within = len(test.items.labels), sum(_class(test, i) == _class(other, j) for i, j in pairs)
+        where = "others of the split" if train is None else "train items"
+        kinds = f" ({within} of one class, {len(pairs) - within} of two)" if train is None else ""
+        examples = ", ".join(f"{_named(test, i)} and {_named(other, j)}" for i, j in pairs[:3])  # each is opened anew
+        more = f" and {len(pairs) - 3:,} more" if len(pairs) > 3 else ""
+        message = (
+            f"{how} as {where} are {len(pairs):,} of the {total:,} items of split {split!r}{kinds}: {examples}{more}"
+        )
+        severe = kind == "same-items" and len(pairs) > MUCH * total
+        leaks.append(Leak(kind, f"{message}; take out one of each" if severe else message, severe))
+    return leaks
+
+
+def _class(contents: Contents, i: int) -> str:
+    return str(contents.items.class_names[contents.items.labels[i]])
+
+
+def _named(contents: Contents, i: int) -> str:
+    """An item for people: a text, a file's name or its position, and its class."""
+    item = contents.items.items[i]
+    is_file = isinstance(item, Path | Member)
+    name = Path(str(item)).name if is_file else repr(item[:40]) if isinstance(item, str) else f"item {i}"
+    return f"{name} ({_class(contents, i)})"
+
+
+def _groups_within(test: Items) -> list[Leak]:
+    """Items of one class and one group: a query can be told by what it has in common with the support beside the class."""
+    if test.groups is None:
+        return []
+    cells, counts = np.unique(np.stack([test.labels, test.groups]), axis=1, return_counts=True)
+    classes = np.unique(cells[0][counts > 1])
+    if not len(classes):
+        return []
+    what = (
+        f"in {len(classes)} of {len(test.class_names)} classes several items are of one recording, session or speaker, and a "
+        "query may share it with the support set; --disjoint-groups keeps them apart"
+    )
+    return [Leak("groups", what, False)]
+
+
+def _groups_across(task: Task, split: str, test: Items, train: Items, trained: str) -> list[Leak]:
+    """Groups that train and test share. Their numbers mean the same within one split alone, hence the split "all"."""
+    own = resolved(task)
+    if own != trained or split in ("train", "all") or train.groups is None or parse(own)[0].name in BY_DESIGN:
+        return []
+    try:
+        every = task.items("all")
+    except DataNotFound:
+        return [_unchecked("whether train and test share groups, for which all splits are needed")]
+    assert every.groups is not None
+    keys = _class_keys(every, parse(own))
+    sides = []
+    for side in (train, test):
+        inside = set(_class_keys(side, parse(own)))
+        sides.append(np.unique(every.groups[np.array([key in inside for key in keys])[every.labels]]))
+    count = len(np.intersect1d(sides[0], sides[1]))
+    if not count:
+        return []
+    what = (
+        f"{count} of the {len(sides[1])} recordings, sessions or speakers of split {split!r} are in the train items too"
+    )
+    return [Leak("groups", what, False)]
+
+
+def _pretrained(encoder: Encoder | str, own: list[Spec]) -> list[Leak]:
+    spec = parse(encoder if isinstance(encoder, str) else resolved(encoder))[0]
+    if isinstance(encoder, Encoder):
+        begins = encoder.pretrained
+    else:
+        begins = spec.name in names("encoders") and find("encoders", spec.name).pretrained  # type: ignore[attr-defined]
+    if not begins or not spec.kwargs.get("published", True):
+        return []
+    model = str(spec.kwargs.get("model", ""))
+    known = [row for row in SEEN if row.encoder == spec.name and fnmatch(model, row.model)]
+    name = model or spec.name
+    if not known:
+        return [_unchecked(f"what {name} was trained on by those who published it")]
+    hits = [row for row in known if any(part.name in row.tasks for part in own)]
+    return [Leak("pretrained", f"{row.what.format(name)} ({row.source})", False) for row in hits]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,503 @@
+"""Leaks. Oracles: toys drawn by hand, one of each kind and one that is clean; correlations by numpy; what is known of real data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multifsl import leaks
+from multifsl.encoder import Features
+from multifsl.errors import DataNotFound, MultifslError
+from multifsl.leaks import ALIKE, KINDS, SEEN, Leak, alike_pairs, check_leaks, equal_pairs, find_leaks, read_contents
+from multifsl.registry import build, names, resolved
+from multifsl.task import Items, Task
+from tests.needs import needs_data
+
+
+def items(*classes: list[Any], names: str = "abcdefgh", groups: list[int] | None = None) -> Items:
+    """Items class by class."""
+    labels = np.repeat(np.arange(len(classes)), [len(c) for c in classes])
+    numbers = None if groups is None else np.array(groups)
+    return Items([item for c in classes for item in c], labels, list(names[: len(classes)]), numbers)
+
+
+def texts(first: int, count: int, names: str = "abcdefgh") -> Items:
+    """Two classes of texts, all different."""
+    return items(
+        [f"text {i} of one" for i in range(first, first + count)],
+        [f"text {i} of two" for i in range(first, first + count)],
+        names=names,
+    )
+
+
+def trained(task: str, **more: Any) -> dict[str, Any]:
+    """What the run.json of a run on that task says."""
+    return {"task": resolved(build("tasks", task)), "encoder": "conv4", "method": "prototypical", **more}
+
+
+def found(
+    task: str | Task, split: str = "test", *, encoder: Any = "conv4", test: Items | None = None, **more: Any
+) -> list[Leak]:
+    built = build("tasks", task) if isinstance(task, str) else task
+    return find_leaks(built, split, encoder=encoder, test=texts(0, 5) if test is None else test, **more)
+
+
+def kinds(leaks: list[Leak]) -> list[tuple[str, bool]]:
+    return [(leak.kind, leak.severe) for leak in leaks]
+
+
+def test_clean() -> None:
+    assert found("banking77") == []
+    assert found("banking77", train=texts(5, 5, "xy"), run_info=trained("banking77")) == []
+
+
+# ---- trained-on, chosen-on, classes ----
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "run", "leak"),
+    [
+        ("banking77", "train", "banking77(fold=1)", True),
+        ("banking77", "all", "banking77", True),
+        ("banking77", "val", "banking77", False),
+        ("banking77(fold=2)", "train", "banking77", False),  # for the classes' names to tell
+        ("hwu64", "train", "hwu64 + banking77", True),
+        ("hwu64 + clinc150", "all", "banking77 + clinc150", True),
+        ("omniglot(rotations=False)", "train", "omniglot", True),  # turns are of the same characters
+        ("speech_commands", "train", "speech_commands(speeds=(0.9, 1.1))", True),
+        ("speech_commands(seed=1)", "train", "speech_commands", False),
+        ("texts('a.csv')", "train", "texts('./a.csv')", True),
+        ("texts('a.csv')", "train", "texts('b.csv')", False),
+        ("texts('a.csv', label='x')", "train", "texts('a.csv', label='y')", False),
+    ],
+)
+def test_trained_on(task: str, split: str, run: str, leak: bool) -> None:
+    got = found(task, split, run_info=trained(run))
+    assert (("trained-on", True) in kinds(got)) == leak
+
+
+def test_an_older_run_lacks_younger_arguments() -> None:
+    got = found("clinc150", "train", run_info={"task": "clinc150(seed=0)"})
+    assert got[0].kind == "trained-on" and "the train split of clinc150" in got[0].message
+    assert "trained-on" not in dict(kinds(found("clinc150", "train", run_info={"task": "clinc150(seed=1)"})))
+
+
+def test_classes_told_once() -> None:
+    """On the train split every class and item is shared; that is one leak, not three."""
+    train = texts(0, 5)
+    assert kinds(found("banking77", "train", test=train, train=train, run_info=trained("banking77"))) == [
+        ("trained-on", True)
+    ]
+
+
+def test_the_encoder_came_from_a_run() -> None:
+    from_model = ["model:omniglot-prototypical", "0" * 32]
+    got = found("omniglot", "train", run_info=trained("cifar_fs", encoder_from=from_model))
+    assert ("trained-on", True) in kinds(got)
+    assert kinds(found("omniglot", "train", encoder="model:omniglot-prototypical"))[0] == ("trained-on", True)
+    got = found("omniglot", run_info=trained("cifar_fs", encoder_from=["run:elsewhere", "0" * 32]))
+    assert [leak.message for leak in got if "run:elsewhere" in leak.message] == [
+        "not checked for leaks: what run:elsewhere was trained on, from which the run's encoder came"
+    ]
+
+
+def test_chosen_on() -> None:
+    run = trained("banking77", metrics={"val_step": 60})
+    given: dict[str, Any] = {"train": texts(5, 5, "xy"), "run_info": run}
+    assert kinds(found("banking77", "val", **given)) == [("chosen-on", False)]
+    assert found("banking77", "val", weights="last", **given) == []
+    assert found("banking77", "test", **given) == [] and found("hwu64", "val", **given) == []
+    assert found("banking77", "val", train=given["train"], run_info=trained("banking77", metrics={})) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "run", "shared"),
+    [
+        ("banking77(fold=2)", "banking77", ["b"]),
+        ("fc100", "cifar_fs", ["b"]),  # the same photos
+        ("banking77", "hwu64", []),  # an intent of that name in another set is another one
+    ],
+)
+def test_classes(task: str, run: str, shared: list[str]) -> None:
+    modality = build("tasks", task).modality
+    some, others = (
+        (texts(0, 5), texts(5, 5, "bx")) if modality == "text" else (items([], []), items([], [], names="bx"))
+    )
+    got = [leak for leak in found(task, test=some, train=others, run_info=trained(run)) if leak.kind == "classes"]
+    assert [leak.severe for leak in got] == [True] * len(shared)
+    assert all(f"1 of the 2 classes: {', '.join(shared)};" in leak.message for leak in got)
+
+
+def test_classes_of_joined_tasks() -> None:
+    """b is a class of the first set here and of the second there: two classes."""
+    joined, sources = build("tasks", "hwu64 + banking77"), np.array([0, 1])
+    some, others = texts(0, 5), texts(5, 5, "bx")
+    some, others = (Items(i.items, i.labels, i.class_names, None, sources) for i in (some, others))
+    assert found(joined, test=some, train=others, run_info=trained("hwu64 + banking77")) == []
+    turned = trained("banking77 + hwu64")
+    assert kinds(found(joined, test=some, train=others, run_info=turned)) == [("classes", True)]
+
+
+def test_a_speaker_at_another_speed() -> None:
+    clips = [(np.full(9, i, dtype=np.int16), 8000) for i in range(4)]
+    test = Items(clips[:2], np.array([0, 0]), ["anna"])
+    train = Items(clips[2:], np.array([0, 0]), ["anna x0.9"])
+    got = found(
+        "speech_commands(seed=1)", test=test, train=train, run_info=trained("speech_commands(speeds=(0.9, 1.1))")
+    )
+    assert kinds(got) == [("classes", True)] and "anna;" in got[0].message
+
+
+# ---- items ----
+
+
+def picture(seed: int, side: int = 64) -> Image.Image:
+    """A smooth picture."""
+    coarse = np.random.default_rng(seed).integers(20, 200, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_items_of_each_modality(tmp_path: Path) -> None:
+    """What is in it counts, not the name: a copied file, an equal picture, an equal clip, an equal text; not a changed one."""
+    files = [
+        saved(picture(0), tmp_path / "a.png"),
+        saved(picture(0), tmp_path / "b.png"),
+        saved(picture(1), tmp_path / "c.png"),
+    ]
+    wave = np.arange(100, dtype=np.int16)
+    kinds_of_items: dict[str, list[Any]] = {
+        "image": files,
+        "features": [np.ones(3), np.ones(3), np.zeros(3)],
+        "speech": [(wave, 8000), (wave.copy(), 8000), (wave, 16000)],
+        "text": ["Hello", "Hel" + "lo", "hello"],
+    }
+    for modality, (one, same, other) in kinds_of_items.items():
+        contents = read_contents(items([one], [same, other]), modality)
+        assert equal_pairs(contents.exact) == [(1, 0)], modality
+    assert equal_pairs(read_contents(items([picture(0)], [picture(0), picture(0).convert("L")]), "image").exact) == [
+        (1, 0)
+    ]
+    clips = [tmp_path / name for name in ("a.wav", "b.wav", "c.wav")]
+    for clip, content in zip(clips, (b"1", b"1", b"2"), strict=True):
+        clip.write_bytes(content)
+    assert equal_pairs(read_contents(items([str(clips[0])], clips[1:]), "speech").exact) == [(1, 0)]
+
+
+def test_unreadable_items_are_like_none(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    contents = read_contents(items([tmp_path / "gone.png", tmp_path / "gone.png", damaged, picture(0)]), "image")
+    assert [len(digest) for digest in contents.exact] == [0, 0, 16, 16]
+    assert (
+        equal_pairs(contents.exact) == [] and isinstance(contents.near, np.ndarray) and alike_pairs(contents.near) == []
+    )
+
+
+@pytest.mark.parametrize(("copies", "severe"), [(1, False), (2, False), (3, True), (5, True)])
+def test_same_items_in_train_and_test(copies: int, severe: bool) -> None:
+    """Up to one in a hundred of the 200 test items is a mark, more an error."""
+    test, train = texts(0, 100), texts(100 - copies, 50, "xy")
+    train = Items(train.items[:50], train.labels[:50], ["x"])  # of one class, so that of the test's `a` alone are there
+    got = found("hwu64", test=test, train=train, run_info=trained("banking77"))
+    assert kinds(got) == [("same-items", severe)]
+    assert (
+        f"as train items are {copies} of the 200 items of split 'test': 'text {100 - copies} of one' (a)"
+        in got[0].message
+    )
+    assert got[0].message.endswith("; take out one of each") == severe
+    assert (" and 2 more" in got[0].message) == (copies == 5)  # three are named
+
+
+def test_same_items_within_the_test_items() -> None:
+    test = items(["one", "two", "one", "three"], ["two", "four", "one"])
+    (leak,) = found("hwu64", test=test)
+    assert (
+        leak.severe
+        and "are 3 of the 7 items of split 'test' (1 of one class, 2 of two): 'one' (a) and 'one' (a)" in leak.message
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "near"),
+    [
+        ("Where is my card?", "where's my card", False),
+        ("Where is my card?", "  WHERE is my-card ", True),
+        ("STRASSE", "straße", True),
+        ("I owe £5", "I owe $5", False),
+        ("कि", "की", False),  # vowel signs are letters' parts, not punctuation
+        ("?!", "...", False),  # nothing is left of either
+    ],
+)
+def test_near_texts(one: str, other: str, near: bool) -> None:
+    assert kinds(found("hwu64", test=items([one], [other]))) == [("near-items", False)] * near
+    train = items([other], names="x")
+    assert (
+        kinds(found("hwu64", test=items([one]), train=train, run_info=trained("banking77")))
+        == [("near-items", False)] * near
+    )
+
+
+def test_near_images(tmp_path: Path) -> None:
+    """A picture saved otherwise is found; another one, a flat one, one upside down, are not; marks, never errors."""
+    picture(0).save(tmp_path / "a.png")
+    changed = {
+        "jpeg": saved(picture(0), tmp_path / "a.jpg", quality=60),
+        "large": picture(0, 200),
+        "bright": picture(0).point(lambda value: int(value * 1.1)),
+        "grey": picture(0).convert("L"),
+        "none": picture(0).convert("RGBA"),
+    }
+    strange = [picture(1), picture(0).transpose(Image.Transpose.FLIP_TOP_BOTTOM), Image.new("L", (64, 64), 9)]
+    train = items([tmp_path / "a.png", Image.new("L", (32, 32), 200)], names="x")
+    test = items(list(changed.values()), strange)
+    (leak,) = (
+        each
+        for each in found("omniglot", test=test, train=train, run_info=trained("cifar_fs"))
+        if "train items" in each.message
+    )
+    assert leak.kind == "near-items" and not leak.severe
+    assert (
+        f"are {len(changed)} of the {len(changed) + len(strange)} items" in leak.message
+        and "a.jpg (a) and a.png (x)" in leak.message
+    )
+
+
+def test_transparent_images_lie_on_white() -> None:
+    """Icons whose hidden colour is black all over differ by their shapes."""
+    shapes = [np.zeros((64, 64, 4), dtype=np.uint8) for _ in range(3)]
+    shapes[0][:20, :, 3] = shapes[1][:20, :, 3] = shapes[2][:, 40:, 3] = 255
+    contents = read_contents(items([Image.fromarray(shape) for shape in shapes]), "image")
+    assert isinstance(contents.near, np.ndarray) and alike_pairs(contents.near) == [(1, 0)]
+
+
+def test_blank_pages_are_not_alike() -> None:
+    """Light that falls off by a few grey levels is no picture; by many, it is one."""
+    for depth, alike in ((4, []), (40, [(1, 0)])):
+        pages = [
+            Image.fromarray(np.linspace(200, 200 + depth, 64).repeat(64).reshape(64, 64).astype(np.uint8) - i)
+            for i in (0, 1)
+        ]
+        contents = read_contents(items([*pages]), "image")
+        assert isinstance(contents.near, np.ndarray) and alike_pairs(contents.near) == alike
+
+
+def test_alike_pairs_against_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """np.corrcoef in a loop, over more images than are compared at once."""
+    monkeypatch.setattr(leaks, "BLOCK", 7)
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(30, 64))
+    rows = np.concatenate([base, base[:10] * 3 + 1 + rng.normal(size=(10, 64)) * np.linspace(0.01, 0.5, 10)[:, None]])
+    ready = leaks._standardised(rows.astype(np.float32) * 50)
+    like = np.corrcoef(rows)
+    expected = [(i, int(like[i, :i].argmax())) for i in range(1, 40) if like[i, :i].max() >= ALIKE]
+    assert alike_pairs(ready) == expected and 0 < len(expected) < 10
+    assert alike_pairs(ready[30:], ready[:30]) == [(i - 30, j) for i, j in expected]
+    assert alike_pairs(ready, ready[:0]) == [] and alike_pairs(ready[:0]) == []
+
+
+def test_a_contents_is_read_once() -> None:
+    run, task = trained("banking77"), build("tasks", "hwu64")
+    test, train = texts(0, 5), texts(3, 5, "xy")
+    once: dict[str, Any] = {"test": read_contents(test, "text"), "train": read_contents(train, "text")}
+    got = find_leaks(task, "test", encoder="conv4", run_info=run, **once)
+    assert got == find_leaks(task, "test", encoder="conv4", run_info=run, test=test, train=train) != []
+
+
+# ---- groups ----
+
+
+class Voices(Task):
+    """Two speakers for train, one for test; `shared` gives the last one a recording of the first."""
+
+    modality = "speech"
+
+    def __init__(self, *, shared: bool = False, whole: bool = True) -> None:
+        self.shared, self.whole = shared, whole
+
+    def items(self, split: str) -> Items:
+        clips = [(np.full(9, i, dtype=np.int16), 8000) for i in range(6)]
+        every = items(clips[:2], clips[2:4], clips[4:], groups=[0, 1, 2, 3, 0 if self.shared else 4, 5])
+        if split == "all" and not self.whole:
+            raise DataNotFound("the other archive is not there")
+        if split == "all":
+            return every
+        # within a split they are counted from 0 again
+        return items(*([clips[:2], clips[2:4]] if split == "train" else [clips[4:]]), names="ab" if split == "train" else "c",
+                     groups=[0, 1, 2, 3] if split == "train" else [0, 1])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (Voices(), []),
+        (
+            Voices(shared=True),
+            ["1 of the 2 recordings, sessions or speakers of split 'test' are in the train items too"],
+        ),
+        (
+            Voices(whole=False),
+            ["not checked for leaks: whether train and test share groups, for which all splits are needed"],
+        ),
+    ],
+)
+def test_groups_of_train_and_test(task: Voices, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {
+        "test": task.items("test"),
+        "train": task.items("train"),
+        "run_info": {"task": resolved(task)},
+    }
+    got = found(task, **given)
+    assert [leak.message for leak in got] == expected and not any(leak.severe for leak in got)
+    monkeypatch.setattr(leaks, "BY_DESIGN", ("test_leaks",))
+    assert found(task, **given) == []
+
+
+def test_groups_of_support_and_query() -> None:
+    """Several items of a class and a group are a mark; one of each class, as Omniglot's drawers have it, are none."""
+    clips = [(np.full(9, i, dtype=np.int16), 8000) for i in range(4)]
+    test = items(clips[:2], clips[2:], groups=[0, 0, 1, 2])
+    (leak,) = found("vctk", test=test)
+    assert (
+        leak.kind == "groups"
+        and not leak.severe
+        and "in 1 of 2 classes" in leak.message
+        and "--disjoint-groups" in leak.message
+    )
+    assert found("vctk", test=test, disjoint_groups=True) == []
+    assert found("vctk", test=items(clips[:2], clips[2:], groups=[0, 1, 0, 1])) == []
+
+
+# ---- pretrained, not-checked ----
+
+
+@pytest.mark.parametrize(
+    ("encoder", "task", "kind"),
+    [
+        ("efficientnet_lite0(image_size=224, published=True)", "cifar_fs", "pretrained"),
+        ("efficientnet_lite0(image_size=224, published=False)", "cifar_fs", None),
+        ("efficientnet_lite0", "omniglot", None),
+        ("vision(model='facebook/dinov2-small', pooling='cls', revision=None, lora=8)", "fc100", "pretrained"),
+        ("vision(model='microsoft/resnet-50')", "mini_imagenet", "pretrained"),
+        ("vision(model='openai/clip-vit-base-patch32')", "cifar_fs", "not-checked"),
+        ("ge2e", "voxceleb1", "pretrained"),
+        ("ge2e", "arabic_speech_commands", None),
+        ("audio(model='microsoft/wavlm-base-plus-sv')", "voxceleb1", "pretrained"),
+        ("audio(model='microsoft/wavlm-base-plus')", "voxceleb1", None),
+        ("transformer(model='sentence-transformers/all-MiniLM-L6-v2')", "banking77", None),
+        ("transformer(model='a/folder')", "banking77", "not-checked"),
+        ("conv4", "cifar_fs", None),
+    ],
+)
+def test_pretrained(encoder: str, task: str, kind: str | None) -> None:
+    expected = [] if kind is None else [(kind, False)]
+    test = items([])
+    assert kinds(found(task, test=test, encoder=encoder)) == expected
+    run = trained(task) | {"encoder": encoder}  # a run carries it along
+    assert kinds(found(task, test=test, train=items([], names="x"), encoder=encoder, run_info=run)) == expected
+    taught = trained(task, teacher=[encoder, "0" * 32])  # and so does who imitates
+    assert kinds(found(task, test=test, train=items([], names="x"), run_info=taught)) == expected
+
+
+def test_built_encoders() -> None:
+    assert (
+        found("banking77", encoder=Features(3))
+        == found("omniglot", test=items([]), encoder=build("encoders", "conv4"))
+        == []
+    )
+
+
+def test_what_is_known_of_published_weights() -> None:
+    for row in SEEN:
+        assert row.encoder in names("encoders") and set(row.tasks) <= set(names("tasks"))
+        assert row.source.startswith("https://") and bool(row.what) == bool(row.tasks)
+
+
+def test_what_was_not_compared_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    (leak,) = found("banking77", run_info=trained("banking77"))
+    assert leak == Leak(
+        "not-checked",
+        "not checked for leaks: whether classes and items stand in the train split of banking77(fold=1)",
+        False,
+    )
+    monkeypatch.setattr(leaks, "READ_MOST", 9)
+    got = found("banking77", train=texts(0, 5, "bx"), run_info=trained("banking77"))
+    assert kinds(got) == [("classes", True), ("not-checked", False)]
+    assert "whether test items stand among the 10 train items" in got[1].message
+
+
+# ---- what is allowed ----
+
+
+def test_check_leaks() -> None:
+    mark, error, other = (
+        Leak("groups", "marked", False),
+        Leak("classes", "both have 'cat'", True),
+        Leak("same-items", "a and b", True),
+    )
+    assert check_leaks([mark]) == [mark]
+    assert check_leaks([error, other, mark], ["same-items", "classes"]) == [error, other, mark]
+    with pytest.raises(
+        MultifslError,
+        match=r"classes: both have 'cat'; same-items: a and b\. .*--allow-leak classes --allow-leak same-items$",
+    ):
+        check_leaks([error, other, mark])
+    with pytest.raises(MultifslError, match=r"leak: same-items: a and b\. .*: --allow-leak same-items$"):
+        check_leaks([error, other], ["classes"])
+    with pytest.raises(MultifslError, match=r"no leak 'class' to allow; did you mean 'classes'\?; known: trained-on, "):
+        check_leaks([], ["class"])
+    assert {"trained-on", "classes", "same-items"} <= set(KINDS)
+
+
+# ---- real data ----
+
+
+def test_cifar_fs() -> None:
+    """One photo stands in seal (train) and otter (val); no other two of train and val are alike."""
+    needs_data("cifar_fs")
+    task = build("tasks", "cifar_fs")
+    got = found(task, "val", test=task.items("val"), train=task.items("train"), run_info=trained("cifar_fs"))
+    (same,) = (leak for leak in got if "train items" in leak.message)
+    assert same.kind == "same-items" and not same.severe
+    assert (
+        "1 of the 3,200 items of split 'val': test_otter_s_000663.png (otter) and test_seal_s_001907.png (seal)"
+        in same.message
+    )
+    check_leaks(got)  # a set that everybody compares on is no error
+
+
+def test_omniglot() -> None:
+    """Drawings of few strokes are no near duplicates of each other: two of one character are, of 3,440."""
+    needs_data("omniglot")
+    contents = read_contents(build("tasks", "omniglot(rotations=False)").items("val"), "image")
+    assert isinstance(contents.near, np.ndarray)
+    assert equal_pairs(contents.exact) == [] and len(alike_pairs(contents.near)) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same", "near"),
+    [("hwu64", "clinc150", 82, 97), ("clinc150", "banking77", 0, 4), ("banking77", "hwu64", 0, 0)],
+)
+def test_texts_of_two_sets(one: str, other: str, same: int, near: int) -> None:
+    """The figures of docs/data.md, which scripts/duplicate_texts.py counts in its own way: each text once."""
+    for name in (one, other):
+        needs_data(f"text_{name}")
+    first, second = (read_contents(build("tasks", name).items("all"), "text") for name in (one, other))
+    assert len({j for _, j in equal_pairs(first.exact, second.exact)}) == same
+    assert isinstance(first.near, list) and isinstance(second.near, list)
+    assert len({j for _, j in equal_pairs(first.near, second.near)}) == near
+
+
+def test_trained_on_one_set_of_texts_and_tested_on_another() -> None:
+    needs_data("text_clinc150")
+    needs_data("text_hwu64")
+    task = build("tasks", "clinc150")
+    got = found(task, test=task.items("test"), train=build("tasks", "hwu64").items("train"), run_info=trained("hwu64"))
+    (same,) = (leak for leak in got if leak.kind == "same-items")
+    assert "train items are 4 of the 3,750 items" in same.message and "'call mom' (make_call)" in same.message
