@@ -95,6 +95,16 @@ Disjoint = Annotated[
 ]
 Imbalance = Annotated[float, typer.Option(help="0: equal shots; above: support items shared out unevenly.", min=0.0)]
 
+AllowLeak = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A kind of leak of data that is to be a mark beside the figure, not an error; may be given several times."
+    ),
+]
+LeakCheck = Annotated[
+    Literal["quick", "full"],
+    typer.Option(help="full: compare the items with any number of train items; quick: with at most 20,000."),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither take nor keep embeddings on disk.")]
 SkipSmall = Annotated[
     bool, typer.Option("--skip-small-classes", help="Leave out classes that are too small, instead of an error.")
@@ -283,6 +293,8 @@ def evaluate(
         Path | None,
         typer.Option(help="Read the episodes from this file; where there is none, write those that are drawn."),
     ] = None,
+    allow_leak: AllowLeak = None,
+    leak_check: LeakCheck = "quick",
     no_cache: NoCache = False,
     device: Device = "auto",
     data_root: DataRoot = None,
@@ -297,6 +309,7 @@ def evaluate(
     result = run_evaluation(
         run, task=task, encoder=encoder, split=split, way="all" if way == "all" else _range("way", way),
         shot=_range("shot", shot), query=query, unknown=unknown, outside=outside, episodes_file=episodes_file, cache=not no_cache,
+        allow_leaks=allow_leak or (), leak_check=leak_check,
         episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance, device=device, data_root=data_root,
         skip_small_classes=skip_small_classes, allow_download=allow_download, progress=track, method=method, weights=weights,
     )  # fmt: skip
@@ -516,6 +529,8 @@ def compare(
     imbalance: Imbalance = 0.0,
     skip_small_classes: SkipSmall = False,
     plot: Annotated[Path | None, typer.Option(help="Where a picture of it goes: SVG, PNG or PDF.")] = None,
+    allow_leak: AllowLeak = None,
+    leak_check: LeakCheck = "quick",
     no_cache: NoCache = False,
     device: Device = "auto",
     data_root: DataRoot = None,
@@ -535,7 +550,8 @@ def compare(
     found = run_comparison(
         task, encoders=encoder or [], methods=method or [], runs=run or [], split=split, way=_range("way", way), shots=each,
         query=query, episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance,
-        skip_small_classes=skip_small_classes, cache=not no_cache, device=device, data_root=data_root,
+        skip_small_classes=skip_small_classes, allow_leaks=allow_leak or (), leak_check=leak_check, cache=not no_cache,
+        device=device, data_root=data_root,
         allow_download=allow_download, progress=track,
     )  # fmt: skip
     if json_ is not None:
@@ -699,13 +715,11 @@ def _count(number: int, what: str) -> str:
 
 def _show(result: "Evaluation") -> None:
     """An evaluation for people to read."""
-    from rich.table import Table
-    from rich.text import Text
-
     kind = "transductive" if result.transductive else "inductive"
-    way, shot = (str(n) if isinstance(n, int) else f"{n[0]}-{n[1]}" for n in (result.way, result.shot))
+    shape = (result.way, result.shot, result.query)
+    way, shot, query = (str(n) if isinstance(n, int) else f"{n[0]}-{n[1]}" for n in shape)
     print(f"{result.task}, {result.split} classes\n{result.encoder}\n{result.method}, {kind}")
-    queries = "1 query" if result.query == 1 else f"{result.query} queries"
+    queries = "1 query" if result.query == 1 else f"{query} queries"
     print(f"{way}-way {shot}-shot, {queries} a class, {result.episodes:,} episodes, seed {result.seed}")
     over_classes = "" if result.ci95_classes is None else f", ± {result.ci95_classes:.4f} over classes"
     rows = [("accuracy", f"{result.accuracy:.4f} ± {result.ci95:.4f} over episodes{over_classes} (95 %)")]
@@ -731,12 +745,10 @@ def _show(result: "Evaluation") -> None:
     if confused := result.details["confused"][:3]:
         named = ", ".join(f"{one['true']} taken for {one['answered']} ({one['queries']:,})" for one in confused)
         rows.append(("often confused", named))
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows += [(leak.kind, leak.message) for leak in result.marks]
+    wide = max(len(name) for name, _ in rows)
     for name, figure in rows:
-        table.add_row(name, Text(figure))  # a class may be named like markup
-    console().print(table)
+        print(f"{name:<{wide}}  {figure}")
 
 
 def _show_comparisons(found: "list[Comparison]") -> None:
@@ -782,6 +794,9 @@ def _show_comparisons(found: "list[Comparison]") -> None:
             "",
         ]
         show(columns, rows)
+    for entry in first.entries:
+        for leak in entry.evaluation.marks:
+            print(f"{entry.name}: {leak.kind}: {leak.message}")
     if len(found) > 1:
         print()
         names = [entry.name for entry in first.entries]

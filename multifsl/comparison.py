@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,10 +29,12 @@ from multifsl.evaluation import (
     embedded,
     evaluation_of,
     highest,
+    leaks_of,
     open_subject,
     positions,
 )
 from multifsl.intervals import difference, holm
+from multifsl.leaks import Leak, read_contents
 from multifsl.options import check_arguments
 from multifsl.registry import build, resolved
 from multifsl.task import Task, check_split
@@ -81,7 +83,8 @@ class Comparison:
     pairs: list[Pair]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        entries = [{**asdict(one), "evaluation": one.evaluation.to_json()} for one in self.entries]
+        return {**asdict(self), "entries": entries}
 
 
 def compare(
@@ -100,6 +103,8 @@ def compare(
     imbalance: float = 0.0,
     skip_small_classes: bool = False,
     unknown: int = 0,
+    allow_leaks: Sequence[str] = (),
+    leak_check: Literal["quick", "full"] = "quick",
     batch_size: int = 64,
     cache: bool = True,
     device: str = "auto",
@@ -142,8 +147,10 @@ def compare(
         "skip_small_classes": skip_small_classes, "unknown": unknown,
     }  # fmt: skip
     drawn = {shot: Drawn(items, [], 0, {**shape, "shot": shot}) for shot in shots}  # says at once what does not fit
+    contents = read_contents(items, data.modality, progress)  # once, for all
     subjects: dict[str, Subject] = {}
     banks: dict[str, Bank] = {}
+    marks: dict[str, list[Leak]] = {}
     for name, what in asked:
         subject = open_subject(
             what.get("run"), task=data, encoder=what.get("encoder"), method=what.get("method"), ways=highest(way), seed=seed,
@@ -151,6 +158,10 @@ def compare(
         )  # fmt: skip
         subjects[name] = subject
         twin = next((k for k in banks if _same_items(subjects[k], subject)), None)
+        marks[name] = leaks_of(
+            subject, split, contents, given=what.get("encoder"), disjoint_groups=disjoint_groups, allowed=allow_leaks,
+            full=leak_check == "full", data_root=data_root, progress=progress,
+        )  # fmt: skip
         keep = cache and ("run" in what or subject.method.encoder.pretrained)
         banks[name] = (
             embedded(
@@ -172,7 +183,7 @@ def compare(
         entries, scores, classes = [], {}, np.empty(0)
         for name, subject in subjects.items():
             entry, scores[name], classes = _entry(
-                name, subject, banks[name], tasks, split, {**shape, "shot": shot}, progress
+                name, subject, banks[name], tasks, split, {**shape, "shot": shot}, marks[name], progress
             )
             entries.append(entry)
         entries.sort(key=lambda one: -one.evaluation.accuracy)
@@ -228,6 +239,7 @@ def _entry(
     tasks: list[Indices],
     split: str,
     shape: dict[str, Any],
+    marks: list[Leak],
     progress: Progress | None,
 ) -> tuple[Entry, np.ndarray, np.ndarray]:
     """An entry, its scores [B], and the classes of the episodes [B, N]."""
@@ -237,7 +249,7 @@ def _entry(
             subject.method, bank, tasks, len(tasks), trials=subject.task.modality == "speech", progress=progress
         )
     seconds = time.perf_counter() - begin
-    evaluation = evaluation_of(subject, answers, bank.items, split, shape, seconds)
+    evaluation = evaluation_of(subject, answers, bank.items, split, shape, marks, seconds)
     entry = Entry(name, evaluation, round(1000 * seconds / len(tasks), 3), round(most[0] / 2**20, 1))
     return entry, answers.scores, answers.classes
 

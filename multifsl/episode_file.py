@@ -50,7 +50,7 @@ def read_episodes(path: Path, items: Items, split: str, kept: Sequence[int]) -> 
         BadFile: it is no such file, damaged, or of other items. MultifslError: an episode needs an item that could not be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a class's name may hold what else ends a line, such as U+2028
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would break names that hold U+2028
         header, *episodes = [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError) as error:
         raise BadFile(f"cannot read the episodes in {path}: {error}") from error
@@ -73,7 +73,7 @@ def _task(path: Path, number: int, one: Any, items: Items, row_of: np.ndarray) -
     try:
         classes, support, query, unknown = one["classes"], one["support"], one["query"], one.get("unknown", [])
         if not len(classes) == len(support) == len(query) or not all(support) or not any(query):
-            raise BadFile(f"{where} must have a list of support items and one of queries for each class, and some query")
+            raise BadFile(f"{where} must give each class support items and a list of queries, not all of these empty")
         lengths = [[len(part) for part in parts] for parts in (support, query)]
         parts = [_positions(p for part in parts for p in part) for parts in (support, query)]
         outside = _positions(unknown)
@@ -85,7 +85,8 @@ def _task(path: Path, number: int, one: Any, items: Items, row_of: np.ndarray) -
     beyond = positions[(positions < 0) | (positions >= len(row_of))]
     if len(beyond):
         raise BadFile(f"{where} names item {beyond[0]}; there are items 0 to {len(row_of) - 1}")
-    labels = items.labels[parts[0][np.cumsum([0, *lengths[0][:-1]])]]  # [N]: names may be shared, where tasks are joined
+    # by the items, not by the names, which classes of joined tasks may share
+    labels = items.labels[parts[0][np.cumsum([0, *lengths[0][:-1]])]]  # [N]
     for name, label in zip(classes, labels, strict=True):
         if name != items.class_names[label]:
             raise BadFile(f"{where} has support items of {items.class_names[label]!r} for the class {name!r}")

@@ -3,9 +3,10 @@
 Shape letters: T tasks, N ways, Q queries, n items of the split, D embedding width.
 """
 
+import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,11 +23,13 @@ from multifsl.defaults import is_random, open_encoder
 from multifsl.encoder import Encoder
 from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, Range
 from multifsl.episode_file import of_one_shape, read_episodes, write_episodes
-from multifsl.errors import BadFile, BadItem, MultifslError
+from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.functional import accuracy
+from multifsl.leaks import READ_MOST, Contents, Leak, check_leaks, find_leaks
 from multifsl.method import Method
 from multifsl.options import check_arguments
 from multifsl.registry import build, resolved
+from multifsl.shipped import names_run
 from multifsl.task import Chain, Items, Task, check_split
 
 DEFAULT_METHOD = "prototypical(distance='cosine')"
@@ -43,7 +46,8 @@ class Evaluation:
     as the sample (`multifsl.intervals`), None where it cannot be told. macro_f1, nll (nats), brier (0 to 2), calibration_error (15
     bins of equal width): over all queries of all episodes. unknown: AUROC, AUPR and the false positive rate at 95 % true positives
     of the highest logit, where there are queries of no class. verification: equal error rate and normalised minimal detection
-    costs, for speech. details: what a report draws.
+    costs, for speech. marks: leaks of data that were found and are no errors, or were allowed (`multifsl.leaks`). details: what a
+    report draws.
     """
 
     task: str
@@ -52,7 +56,7 @@ class Evaluation:
     method: str
     way: Range
     shot: Range
-    query: int
+    query: Range
     episodes: int
     seed: int
     accuracy: float
@@ -65,11 +69,12 @@ class Evaluation:
     unknown: dict[str, float] | None
     verification: dict[str, float] | None
     transductive: bool
+    marks: list[Leak]
     seconds: float
     details: dict[str, Any] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "marks": [leak._asdict() for leak in self.marks]}
 
 
 def evaluate(
@@ -91,6 +96,8 @@ def evaluate(
     unknown: int = 0,
     outside: int = 0,
     episodes_file: Path | str | None = None,
+    allow_leaks: Sequence[str] = (),
+    leak_check: Literal["quick", "full"] = "quick",
     batch_size: int = 64,
     cache: bool = True,
     device: str = "auto",
@@ -111,13 +118,15 @@ def evaluate(
         unknown: classes beside the episode's whose items are among the queries. outside: queries an episode that belong to no class
             of the task, where it has such (`Task.unknowns`). Neither counts for the accuracy.
         episodes_file: where the episodes are read from; where there is no such file, the drawn ones are written to it.
+        allow_leaks: kinds of leaks that are to be marks, not errors, see `multifsl.leaks`. leak_check: "full" compares the
+            items with any number of train items, "quick" with at most 20,000.
         cache: keep embeddings on disk, and take those that are there (`multifsl cache`).
         allow_download: let a run's pretrained encoder be downloaded where it is not on this machine.
         progress: wraps loops, such as `rich.progress.track`.
 
     Raises:
-        MultifslError: what is asked for does not fit together, or the split is too small for it. BadFile: the file of episodes is
-            damaged, or of other items.
+        MultifslError: what is asked for does not fit together, the split is too small for it, or data leak. BadFile: the file of
+            episodes is damaged, or of other items.
 
     An example, on any folder with one folder of images a class:
     `evaluate(task="images('photos')", encoder="conv4", split="all", shot=5).accuracy`
@@ -136,6 +145,10 @@ def evaluate(
         "disjoint_groups": disjoint_groups, "imbalance": imbalance, "skip_small_classes": skip_small_classes, "unknown": unknown,
     }  # fmt: skip
     drawn = Drawn(items, data.unknowns(split) if outside else [], outside, shape)
+    marks = leaks_of(
+        subject, split, items, given=encoder, weights=weights, disjoint_groups=disjoint_groups, allowed=allow_leaks,
+        full=leak_check == "full", data_root=data_root, progress=progress,
+    )  # fmt: skip
     # Random weights are nobody's: their embeddings would be looked up never again.
     keep = cache and (run is not None or learner.encoder.pretrained)
     bank = embedded(
@@ -148,22 +161,31 @@ def evaluate(
             every = (task for block in blocks(tasks, episodes) for task in block)
             write_episodes(path, every, drawn.items, split, kept)
         tasks = read_episodes(path, drawn.items, split, kept)
-        episodes, way = len(tasks), _range_of([len(one.classes) for one in tasks])
-        shot = _range_of([len(one.support) // len(one.classes) for one in tasks])
+        episodes = len(tasks)
+        shape |= {
+            "way": _range_of([len(one.classes) for one in tasks]),
+            "shot": _range_of([len(one.support) // len(one.classes) for one in tasks]),
+            "query": _range_of([int((one.query_y != UNKNOWN).sum()) // len(one.classes) for one in tasks]),
+        }
     answers = answer(learner, bank, tasks, episodes, trials=data.modality == "speech", progress=progress)
-    shape |= {"way": shape["way"] if way == "all" else way, "shot": shot}
-    return evaluation_of(subject, answers, items, split, shape, time.perf_counter() - begin)
+    return evaluation_of(subject, answers, items, split, shape, marks, time.perf_counter() - begin)
 
 
 def evaluation_of(
-    subject: "Subject", answers: Answers, items: Items, split: str, shape: dict[str, Any], seconds: float
+    subject: "Subject",
+    answers: Answers,
+    items: Items,
+    split: str,
+    shape: dict[str, Any],
+    marks: list[Leak],
+    seconds: float,
 ) -> Evaluation:
     """The figures of answers. items: of the split. shape: at least EpisodeSampler's way, shot, query and seed."""
     method = subject.method
     return Evaluation(
         task=resolved(subject.task), split=split, encoder=resolved(method.encoder), method=resolved(method),
         **{key: shape[key] for key in ("way", "shot", "query", "seed")}, episodes=len(answers.scores), **figures(answers),
-        transductive=method.transductive, seconds=round(seconds, 3), details=details(answers, items.class_names),
+        transductive=method.transductive, marks=marks, seconds=round(seconds, 3), details=details(answers, items.class_names),
     )  # fmt: skip
 
 
@@ -218,6 +240,36 @@ def open_subject(
         base = data if own in (None, task) else build("tasks", own, data_root=data_root)
         learn_base(learner.eval(), base.items("train"), progress)
     return Subject(learner.eval(), data, info)
+
+
+def leaks_of(
+    subject: Subject,
+    split: str,
+    items: Items | Contents,
+    *,
+    given: str | Encoder | None = None,
+    weights: str = "best",
+    disjoint_groups: bool = False,
+    allowed: Collection[str] = (),
+    full: bool = False,
+    data_root: Path | str | None = None,
+    progress: Progress | None = None,
+) -> list[Leak]:
+    """The leaks to mark. items: of the split. given: the encoder as it was asked for, which may name a run.
+
+    Raises MultifslError for a severe leak that is not allowed.
+    """
+    check_leaks([], allowed)
+    train = None
+    if subject.info is not None:
+        with contextlib.suppress(DataNotFound):  # then it is marked as not checked
+            train = build("tasks", subject.info["task"], data_root=data_root).items("train")
+    encoder = given if isinstance(given, str) and names_run(given) else subject.method.encoder
+    found = find_leaks(
+        subject.task, split, encoder=encoder, test=items, train=train, run_info=subject.info, weights=weights,
+        disjoint_groups=disjoint_groups, most=None if full else READ_MOST, progress=progress,
+    )  # fmt: skip
+    return check_leaks(found, allowed)
 
 
 class Drawn:

@@ -1,7 +1,7 @@
 """Checks of options: what was asked, what came, what is allowed. Each raises MultifslError."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -105,7 +105,7 @@ BOUNDS: dict[str, Callable[..., None]] = {  # of the arguments of `train` and `e
 }
 WORDS = {
     int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "a path",
-    tuple: "a pair of whole numbers", Callable: "a function",
+    tuple: "a pair of whole numbers", Callable: "a function", Sequence: "a list",
 }  # fmt: skip
 
 
@@ -144,6 +144,8 @@ def _is(value: Any, kind: Any) -> bool:
         return True
     if kind is float:
         return _is_number(value)
+    if get_origin(kind) is Sequence:  # a text is one too, of letters
+        return isinstance(value, list | tuple) and all(_is(one, get_args(kind)[0]) for one in value)
     if get_origin(kind) is tuple:
         parts = get_args(kind)
         return isinstance(value, list | tuple) and len(value) == len(parts) and all(map(_is, value, parts))

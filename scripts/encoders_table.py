@@ -14,6 +14,7 @@ import torch
 
 import multifsl
 from multifsl.bank import Bank, collate_blocks, embed_items, load_all
+from multifsl.defaults import open_encoder
 from multifsl.encoder import Features
 from multifsl.evaluation import DEFAULT_METHOD, episode_accuracies
 from multifsl.intervals import half_width
@@ -24,6 +25,7 @@ MARK = ("<!-- table: scripts/encoders_table.py -->", "<!-- end of table -->")
 ROWS = (  # encoder, task, split
     ("efficientnet_lite0", "cifar_fs", "val"),
     ("ge2e", "arabic_speech_commands", "all"),
+    ("model:speakers-prototypical", "arabic_speech_commands", "all"),
     ("transformer", "banking77(fold=1)", "val"),
     ("transformer", "hwu64(fold=1)", "val"),
     ("transformer", "clinc150", "val"),
@@ -53,7 +55,7 @@ def main() -> None:
         "|---|---|" + "---|" * (len(EPISODES) + 1),
     ]
     for spec, task_spec, split in ROWS:
-        encoder, task = build("encoders", spec), build("tasks", task_spec)
+        encoder, task = open_encoder(spec), build("tasks", task_spec)
         z, items = embed_items(encoder, task.items(split))  # once; each evaluation would do it anew
         bank, method = Bank(z, items), build("methods", DEFAULT_METHOD, encoder=Features(encoder.dim))
         names = items.class_names

@@ -1,5 +1,5 @@
-"""Answers and their figures. Oracles: a plain loop over episodes and queries with a softmax of its own; scikit-learn; a case drawn by
-hand; what must not change when chunks or unknown queries do."""
+"""Answers and their figures. Oracles: a plain loop over episodes and queries with a softmax of its own; scikit-learn; a case drawn
+by hand; what must not change when chunks or unknown queries do."""
 
 import json
 import math
@@ -111,8 +111,8 @@ def test_logits_are_kept_where_they_are_asked_for_alone() -> None:
 
 def test_figures_by_hand() -> None:
     """Two like episodes of classes 0 and 1. Logits ln 3 and 0 are probabilities 3/4 and 1/4. A query of each class is taken for
-    class 0: half are right; F1 of class 0 is 4 / 6, of class 1 nought. The unknown query's highest logit, 0, is below all others. Of
-    the trials, ln 3 and 0 are of the own class, 0 and ln 3 of the other: a blind score."""
+    class 0: half are right; F1 of class 0 is 4 / 6, of class 1 nought. The unknown query's highest logit, 0, is below all others.
+    Of the trials, ln 3 and 0 are of the own class, 0 and ln 3 of the other: a blind score."""
     task = Indices(np.array([0, 1]), np.array([0, 1]), np.array([2, 3, 4]), np.array([0, 1, UNKNOWN]), np.array([0, 1]))
     logits = np.array([[math.log(3), 0], [math.log(3), 0], [0, 0]])
     found = figures(answered([(task, logits)] * 2))
@@ -198,14 +198,14 @@ def test_what_is_no_number_counts_by_chance_and_spoils_nothing_else(bad: list[fl
     before = [z.clone() for _, z in given]
     found = collect(iter(given), trials=True)
     assert found.diverged == 2
-    lost = np.flatnonzero((found.episode == 3))[[1, 7]]
+    lost = np.flatnonzero(found.episode == 3)[[1, 7]]
     np.testing.assert_allclose(found.confidence[lost], 1 / 4)
     np.testing.assert_allclose(found.nll[lost], math.log(4))
     np.testing.assert_allclose(found.brier[lost], 0.75)
     assert found.predicted[lost].tolist() == [solved[3][0].classes[0]] * 2
     for key in ("true", "predicted", "confidence", "nll", "brier", "known"):
-        rest = (np.delete(getattr(a, key), lost) for a in (found, clean))
-        np.testing.assert_array_equal(*rest, err_msg=key)
+        rest, expected = (np.delete(getattr(a, key), lost) for a in (found, clean))
+        np.testing.assert_array_equal(rest, expected, err_msg=key)
     np.testing.assert_array_equal(np.delete(found.scores, 3), np.delete(clean.scores, 3))
     json.dumps([figures(found), details(found, NAMES)], allow_nan=False)
     for a, (_, b) in zip(before, given, strict=True):  # what came is left as it is

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
-from multifsl import __version__, cli
+from multifsl import __version__, cli, evaluation
 from multifsl.classifier import FewShotClassifier
 from multifsl.errors import BadItem
 from tests.test_classifier import clip, picture, tiny_bert
@@ -70,6 +71,11 @@ def fails(result: Result, says: str = "") -> None:
 def works(result: Result) -> Result:
     assert result.code == 0, result
     return result
+
+
+def words(result: Result) -> str:
+    """What was printed, however its lines were broken."""
+    return " ".join(works(result).out.split())
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -265,7 +271,10 @@ def test_images_from_training_to_forgetting(run: Run, tmp_path: Path, monkeypatc
 
     evaluate = ["evaluate", "run", *shape, "--split", "test", "--episodes", 40, "--json", "-"]
     result = json.loads(works(run(*evaluate)).out)
-    fields = "task split encoder method way shot query episodes seed accuracy ci95 transductive seconds"
+    fields = (
+        "task split encoder method way shot query episodes seed accuracy ci95 ci95_classes macro_f1 nll brier calibration_error "
+        "unknown verification transductive seconds details"
+    )
     assert list(result) == fields.split()
     assert (result["way"], result["shot"], result["query"], result["episodes"], result["seed"]) == (2, 1, 2, 40, 0)
     assert result["task"] == "images(path='photos', splits=None, seed=0)"
@@ -273,8 +282,8 @@ def test_images_from_training_to_forgetting(run: Run, tmp_path: Path, monkeypatc
     assert 0 <= result["ci95"] < 0.2 < result["accuracy"] <= 1
     again = json.loads(works(run(*evaluate)).out)
     assert {**again, "seconds": 0} == {**result, "seconds": 0}  # the same seed, the same episodes
-    text = works(run(*evaluate[:-2])).out
-    assert f"accuracy {result['accuracy']:.4f} ± {result['ci95']:.4f}" in text
+    text = words(run(*evaluate[:-2]))
+    assert f"accuracy {result['accuracy']:.4f} ± {result['ci95']:.4f} over episodes (95 %)" in text
 
     assert works(run("fit", "photos", "model", "--run", "run")).out == "model: 8 classes from 32 examples\n"
     fails(run("fit", "photos", "model", "--run", "run"), "model exists already.*--overwrite")
@@ -311,8 +320,102 @@ def test_voices(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert works(run("forget", "model", "carl")).out == "model: forgot carl; 2 classes\n"
     result = works(run("evaluate", "--task", "speakers('voices')", "--encoder", ECAPA, "--split", "all", "--way", 2,
                        "--query", 2, "--episodes", 2, "--json", "-"))  # fmt: skip
-    assert json.loads(result.out)["way"] == 2
-    assert "random weights" in result.err
+    found = json.loads(result.out)
+    assert found["way"] == 2 and "random weights" in result.err
+    costs = list(found["verification"].values())
+    printed = words(run("evaluate", "--task", "speakers('voices')", "--encoder", ECAPA, "--split", "all", "--way", 2,
+                        "--query", 2, "--episodes", 2))  # fmt: skip
+    row = f"verification equal error rate {costs[0]:.4f}, min DCF {costs[1]:.4f} (p 0.01), {costs[2]:.4f} (p 0.05)"
+    assert row in printed
+
+
+def test_what_an_evaluation_prints(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each figure of the JSON, and classes that are named like markup."""
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"), classes=8)
+    for folder in list(Path("photos").iterdir()):
+        folder.rename(f"photos/[{folder.name}]")
+    asked = ["evaluate", "--task", "images('photos')", "--encoder", CONV4, "--split", "all", "--query", 1,
+             "--episodes", 40]  # fmt: skip
+    text = words(run(*asked, "--way", 4, "--unknown", 2, "--json", "found.json"))
+    found = json.loads(Path("found.json").read_text())
+    assert "4-way 1-shot, 1 query a class, 40 episodes, seed 0" in text
+    spread = f"{found['accuracy']:.4f} ± {found['ci95']:.4f} over episodes, ± {found['ci95_classes']:.4f} over classes"
+    unknown = found["unknown"]
+    for row in (
+        f"accuracy {spread} (95 %)",
+        f"macro-F1 {found['macro_f1']:.4f}",
+        f"log loss {found['nll']:.4f} nats; Brier score {found['brier']:.4f}",
+        f"calibration error {found['calibration_error']:.4f} (15 bins)",
+        f"known or unknown AUROC {unknown['auroc']:.4f}, AUPR {unknown['aupr']:.4f}, {unknown['fpr_at_95_tpr']:.4f} of the unknown",
+    ):
+        assert row in text
+    ranked = sorted(found["details"]["classes"], key=lambda one: one["accuracy"])
+    assert f"weakest classes {ranked[0]['name']} {ranked[0]['accuracy']:.2f}, {ranked[1]['name']}" in text
+    worst = found["details"]["confused"][0]
+    assert f"often confused {worst['true']} taken for {worst['answered']} ({worst['queries']})" in text
+
+    text = words(run(*asked, "--way", "all"))
+    assert "8-way 1-shot" in text and "over episodes (95 %)" in text and "known or unknown" not in text
+    fails(run(*asked, "--way", "every"), "--way takes a number.*not 'every'")
+    fails(run(*asked, "--way", 7, "--unknown", 2), "way 7 and 2 unknown beside")
+    fails(run(*asked, "--outside", 1), "the split has 0 such items.*--unknown")
+
+
+def test_episodes_in_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn with one seed, read with another: the same figures, of the same number of episodes."""
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"), classes=8)
+    asked = ["evaluate", "--task", "images('photos')", "--encoder", CONV4, "--split", "all", "--query", 2, "--way", "3-5",
+             "--json", "-", "--episodes-file"]  # fmt: skip
+    file = Path("episodes.jsonl")
+    wrote = json.loads(works(run(*asked, file, "--episodes", 70, "--seed", 3)).out)
+    before = hashes(tmp_path)
+    seeded = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda _: seeded(3))  # the encoder's random weights are the same
+    read = json.loads(works(run(*asked, file, "--seed", 4)).out)
+    assert {**read, "seconds": 0, "seed": 3} == {**wrote, "seconds": 0}
+    assert read["episodes"] == 70 and hashes(tmp_path) == before
+    lines = file.read_text().splitlines()
+    assert len(lines) == 71
+    file.write_text("\n".join([*lines[:4], lines[4].replace("kind", "kin"), *lines[5:]]))
+    fails(run(*asked, file), r"episodes\.jsonl: episode 4 has support items of 'kind\d' for the class 'kin\d'")
+    fails(run(*asked, "nowhere/episodes.jsonl"), "cannot write the episodes to nowhere/episodes.jsonl")
+
+
+def test_a_run_on_another_task_and_embeddings_that_are_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MULTIFSL_CACHE", str(tmp_path / "kept"))
+    photos(Path("photos"), classes=8)
+    for kind in range(4):
+        (Path("other") / f"else{kind}").mkdir(parents=True)
+        for v in range(3):
+            picture(kind + 1, v + 5).save(f"other/else{kind}/{v}.png")
+    shape = ["--way", 2, "--query", 2]
+    works(run("train", "images('photos')", CONV4, "prototypical", "--out", "run", *shape, "--steps", 1))
+    elsewhere = ["evaluate", "run", "--task", "images('other')", "--split", "all", *shape, "--episodes", 20,
+                 "--json", "-"]  # fmt: skip
+    first = json.loads(works(run(*elsewhere, "--no-cache")).out)
+    assert first["task"] == "images(path='other', splits=None, seed=0)"
+    assert {one["name"] for one in first["details"]["classes"]} == {f"else{kind}" for kind in range(4)}
+    assert json.loads(works(run("cache", "--json", "-")).out)["sets"] == []
+    for _ in range(2):  # made and kept, and taken
+        assert {**json.loads(works(run(*elsewhere)).out), "seconds": 0} == {**first, "seconds": 0}
+    (kept,) = json.loads(works(run("cache", "--json", "-")).out)["sets"]
+    assert kept["items"] == 12 and kept["encoder"] == first["encoder"]
+
+    shown: list[int] = []
+    learn = evaluation.learn_base
+
+    def noted(method: Any, items: Any, progress: Any) -> None:
+        shown.append(len(items.labels))
+        learn(method, items, progress)
+
+    monkeypatch.setattr(evaluation, "learn_base", noted)
+    works(run(*elsewhere, "--method", "simpleshot(transform='cl2n')"))
+    assert shown == [20]  # the five classes that the run was trained on, not those of the other task
 
 
 def test_how_weights_are_moved_is_asked_for_and_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

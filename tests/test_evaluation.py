@@ -1,21 +1,27 @@
 """Evaluation against loops in numpy, and against figures that an independent script gave on real data."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics as oracle
+from torch import Tensor
 
 import multifsl
-from multifsl.bank import Bank
+from multifsl.bank import BadItemWarning, Bank, sampler_of
+from multifsl.cache import EmbeddingCache
 from multifsl.encoder import Features
-from multifsl.episode import EpisodeSampler
-from multifsl.errors import MultifslError
-from multifsl.evaluation import CHUNK, episode_accuracies
+from multifsl.episode import UNKNOWN, EpisodeSampler
+from multifsl.errors import BadFile, BadItem, MultifslError
+from multifsl.evaluation import CHUNK, Drawn, Evaluation, answer, blocks, embedded, episode_accuracies, solve
 from multifsl.intervals import half_width
+from multifsl.methods.prototypical import Prototypical
 from multifsl.registry import build
-from multifsl.task import Items
+from multifsl.task import Items, Task, check_split
 from tests.needs import needs_data, needs_minilm
 from tests.reference import prototypical
 
@@ -68,6 +74,10 @@ def test_a_stored_interval_is_the_formula() -> None:
         ),
         ({"task": "banking77", "encoder": "transformer", "episodes": 1}, "at least 2 episodes"),
         ({"run": "/no/such/run"}, "there is no run at /no/such/run"),
+        ({"way": "every"}, "way must be a whole number or a pair of whole numbers or 'all', not 'every'"),
+        ({"unknown": -1}, "unknown must be a whole number from 0, not -1"),
+        ({"outside": -1}, "outside must be a whole number from 0, not -1"),
+        ({"unknown": "all"}, "unknown must be a whole number, not 'all'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*random weights")
@@ -88,6 +98,307 @@ def test_random_weights_are_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="random weights"):
         result = multifsl.evaluate(task=f"images({str(tmp_path)!r})", encoder="conv4", way=2, query=2, episodes=10)
     assert result.to_json()["method"] == "prototypical(distance='cosine', temperature='learned')"
+
+
+# ---- a toy task: Gaussian classes, and items of none ----
+
+STRANGERS = 7
+
+
+class Toy(Task):
+    """Eight classes of nine items [5] a split, and some items of no class."""
+
+    modality = "features"
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+
+    def items(self, split: str) -> Items:
+        rng = np.random.default_rng((self.seed, len(check_split(split))))
+        labels = np.repeat(np.arange(8), 9)
+        x = rng.normal(size=(8, 5))[labels] + 0.9 * rng.normal(size=(len(labels), 5))
+        return Items(list(x), labels, [f"{split} {c}" for c in range(8)])
+
+    def unknowns(self, split: str) -> Sequence[Any]:
+        return list(np.random.default_rng(len(split)).normal(size=(STRANGERS, 5)))
+
+
+class Counting(Features):
+    """Counts its batches, and is somebody's: its embeddings are worth keeping."""
+
+    pretrained = True
+
+    def __init__(self, dim: int = 5) -> None:
+        super().__init__(dim)
+        self.count = 0
+
+    def forward(self, x: Any) -> Tensor:
+        self.count += 1
+        return super().forward(x)
+
+
+class Picky(Features):
+    """Cannot read a vector that begins with a number above 1."""
+
+    def load(self, item: Any) -> Tensor:
+        if item[0] > 1:
+            raise BadItem("it begins above 1")
+        return super().load(item)
+
+
+def evaluated(task: Task | None = None, **options: Any) -> Evaluation:
+    defaults = {
+        "encoder": Features(5),
+        "method": "prototypical",
+        "way": 3,
+        "shot": 2,
+        "query": 2,
+        "episodes": 70,
+        "seed": 1,
+    }
+    return multifsl.evaluate(task=task or Toy(), **{**defaults, **options})
+
+
+def test_figures_equal_a_plain_loop() -> None:
+    """With classes that are not the episode's among the queries."""
+    found, items = evaluated(unknown=2), Toy().items("test")
+    x, sampler = np.stack(items.items), EpisodeSampler(items.labels, way=3, shot=2, query=2, unknown=2, seed=1)
+    scores: list[float] = []
+    highest, is_known, nll = [], [], []
+    for i in range(70):
+        task = sampler.task(i // CHUNK, i % CHUNK)
+        logits = prototypical.logits(x[task.support], task.support_y, x[task.query], 3)
+        known = task.query_y != UNKNOWN
+        scores.append(np.mean(logits[known].argmax(1) == task.query_y[known]))
+        nll.append(prototypical.loss(logits[known], task.query_y[known]))
+        highest += logits.max(1).tolist()
+        is_known += known.tolist()
+    assert found.details["scores"] == pytest.approx(scores, abs=1e-6)
+    assert found.accuracy == pytest.approx(np.mean(scores)) and 0.5 < found.accuracy < 0.95
+    assert found.ci95 == pytest.approx(half_width(np.array(scores)))
+    assert found.nll == pytest.approx(np.mean(nll))
+    assert found.unknown is not None
+    # two queries whose highest logits are equal may be rounded either way: one pair of 118,000
+    assert found.unknown["auroc"] == pytest.approx(oracle.roc_auc_score(is_known, highest), abs=1e-4)
+    assert found.verification is None and evaluated().unknown is None
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_speech_is_verified() -> None:
+    class Voices(Toy):
+        modality = "speech"
+
+    class Voice(Features):
+        modality = "speech"
+
+    found, silent = evaluated(Voices(), encoder=Voice(5)), evaluated()
+    assert found.accuracy == silent.accuracy
+    assert found.verification is not None and silent.verification is None
+    assert found.details["detection"] is not None and silent.details["detection"] is None
+    assert 0 < found.verification["equal_error_rate"] < 0.5
+
+
+def test_all_classes_at_once() -> None:
+    found = evaluated(way="all", shot=1, episodes=20)
+    assert found.way == 8 and found.ci95_classes is None
+    assert found.details == evaluated(way=8, shot=1, episodes=20).details
+    assert {one["queries"] for one in found.details["classes"]} == {20 * 2}
+
+
+@pytest.mark.parametrize("method", ["prototypical", "prototypical(distance='cosine')"])
+def test_each_way_to_the_answers_gives_the_same(method: str) -> None:
+    """By sampler, as a list, one by one, and as accuracies alone."""
+    items = Toy().items("test")
+    learner = build("methods", method, encoder=Features(5)).double()
+    bank = embedded(learner, items)
+    sampler = sampler_of(items, way=(2, 4), shot=1, query=2, unknown=1, seed=3)
+    tasks = [task for block in blocks(sampler, 70) for task in block]
+    assert len(tasks) == 70 and [len(block) for block in blocks(sampler, 70)] == [32, 32, 6]
+    found, listed = answer(learner, bank, sampler, 70), answer(learner, bank, tasks, 70)
+    first, single = answer(learner, bank, tasks[:20], 20), [answer(learner, bank, [task], 1) for task in tasks[:20]]
+    for key in ("scores", "episode", "item", "true", "predicted", "confidence", "nll", "brier", "known", "outside"):
+        np.testing.assert_array_equal(getattr(listed, key), getattr(found, key), err_msg=key)
+        if key != "episode":
+            np.testing.assert_allclose(
+                np.concatenate([getattr(one, key) for one in single]), getattr(first, key), rtol=1e-9
+            )
+    np.testing.assert_allclose(solve(learner, bank, sampler, 70), found.scores, rtol=1e-6)
+
+
+class Failing(Prototypical):
+    """Answers nothing where a query begins with a number above 1."""
+
+    def classify(self, state: Any, x: Any) -> Tensor:
+        return super().classify(state, x).where(x[:, :1] <= 1, torch.nan)
+
+
+def test_what_diverges_is_counted_and_told() -> None:
+    items = Toy().items("test")
+    bank = Bank(torch.from_numpy(np.stack(items.items)), items)
+    sampler = sampler_of(items, way=3, shot=1, query=2, seed=0)
+    lost = np.array([(bank.x[task.query, 0] > 1).any().item() for task in sampler.tasks(0, 32)])  # type: ignore[index]
+    assert 0 < lost.sum() < 32
+    says = f"in {lost.sum()} of 32 episodes the adaptation diverged"
+    with pytest.warns(UserWarning, match=says):
+        found = answer(Failing(Features(5)), bank, sampler, 32)
+    with pytest.warns(UserWarning, match=says):
+        solve(Failing(Features(5)), bank, sampler, 32)
+    assert found.diverged == lost.sum()
+    clean = answer(Prototypical(Features(5)), bank, sampler, 32)
+    np.testing.assert_array_equal(found.scores[~lost], clean.scores[~lost])
+
+
+# ---- queries of no class ----
+
+
+def test_queries_from_outside() -> None:
+    """The same episodes as without them; what they are told by is the highest logit."""
+    found, without = evaluated(outside=3), evaluated()
+    assert found.details == without.details and found.accuracy == without.accuracy
+    assert without.unknown is None and found.unknown is not None
+    both = evaluated(outside=3, unknown=1).unknown
+    assert both is not None and both not in (found.unknown, evaluated(unknown=1).unknown)
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_tasks_with_queries_from_outside(groups: bool) -> None:
+    toy = Toy()
+    own = toy.items("test")
+    shape: dict[str, Any] = {"way": 3, "shot": 1, "query": 2, "seed": 4, "disjoint_groups": groups}
+    if groups:
+        own = Items(own.items, own.labels, own.class_names, np.arange(len(own.labels)) // 3)
+    drawn = Drawn(own, toy.unknowns("test"), 4, shape)
+    assert len(drawn.items.labels) == len(drawn.items.items) == 72 + STRANGERS
+    bank = embedded(Prototypical(Features(5)), drawn.items)
+    plain = sampler_of(own, **shape).tasks(2, 50)
+    found = drawn.sampler(bank).tasks(2, 50)
+    for task, before in zip(found, plain, strict=True):
+        assert task.query_y.tolist() == before.query_y.tolist() + [UNKNOWN] * 4
+        assert task.query[:6].tolist() == before.query.tolist() and task.support.tolist() == before.support.tolist()
+        assert len(set(task.query[6:])) == 4 and task.query[6:].min() >= 72
+        assert task.classes.max() < 8
+    assert set(np.concatenate([task.query[6:] for task in found])) == set(range(72, 72 + STRANGERS))
+    assert not np.array_equal(found[0].query[6:], drawn.sampler(bank).tasks(3, 1)[0].query[6:])
+
+
+class Untouched(Toy):
+    """Whoever reads an item fails."""
+
+    def items(self, split: str) -> Items:
+        class Closed(list[Any]):
+            def __getitem__(self, index: Any) -> Any:
+                raise AssertionError("an item was read")
+
+        items = super().items(split)
+        return Items(Closed(items.items), items.labels, items.class_names)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"outside": 8}, "8 queries of no class an episode were asked for, and the split has 7 such items"),
+        ({"way": 7, "unknown": 2}, "way 7 and 2 unknown beside asks for more classes than there are: 8"),
+        ({"way": "all", "unknown": 1}, "at most --way 7 and 1 unknown beside fits"),
+        ({"way": 9}, "way 9 asks for more classes"),
+    ],
+)
+def test_too_much_is_refused_before_anything_is_read(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(MultifslError, match=says):
+        evaluated(Untouched(), **options)
+    with pytest.raises(AssertionError, match="an item was read"):
+        evaluated(Untouched())
+
+
+def test_items_of_no_class_that_cannot_be_read() -> None:
+    readable = sum(bool(vector[0] <= 1) for vector in Toy().unknowns("test"))
+    assert 0 < readable < STRANGERS
+    with pytest.warns(BadItemWarning):
+        assert evaluated(encoder=Picky(5), outside=readable).unknown is not None
+    says = f"{readable + 1} queries of no class an episode were asked for; {readable} of them can be read"
+    with pytest.warns(BadItemWarning), pytest.raises(MultifslError, match=says):
+        evaluated(encoder=Picky(5), outside=readable + 1)
+
+
+# ---- episodes in a file ----
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"unknown": 1, "outside": 2}, {"way": (2, 6), "shot": (1, 2)}, {"imbalance": 1.0, "way": 2}]
+)
+def test_a_file_brings_the_episodes_of_its_seed(shape: dict[str, Any], tmp_path: Path) -> None:
+    """Every method meets them, whatever seed it is given."""
+    path, cosine = tmp_path / "episodes.jsonl", "prototypical(distance='cosine')"
+    drawn = evaluated(**shape)
+    wrote = evaluated(**shape, episodes_file=path)
+    content = path.read_bytes()
+    read = evaluated(**shape, episodes_file=path, seed=2, episodes=5)
+    other = evaluated(**shape, episodes_file=str(path), seed=2, method=cosine)
+    assert path.read_bytes() == content
+    assert drawn.details == wrote.details == read.details != evaluated(**shape, seed=2).details
+    assert other.details == evaluated(**shape, method=cosine).details != read.details
+    for one in (wrote, read, other):
+        assert (one.shot, one.query, one.episodes) == (drawn.shot, drawn.query, 70)
+        assert one.way == ((4, 5) if "shot" in shape else drawn.way)  # of 2 to 6, those that came
+    assert read.unknown == drawn.unknown
+
+
+def test_a_file_says_how_many_queries_there_are(tmp_path: Path) -> None:
+    evaluated(episodes_file=tmp_path / "e", unknown=1)
+    assert evaluated(episodes_file=tmp_path / "e", query=4).query == 2
+
+
+def test_a_file_with_items_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    with pytest.warns(BadItemWarning, match="left out"):
+        wrote = evaluated(encoder=Picky(5), episodes_file=path, unknown=1)
+    with pytest.warns(BadItemWarning):
+        read = evaluated(encoder=Picky(5), episodes_file=path, seed=2)
+    assert read.details == wrote.details
+    assert evaluated(episodes_file=path, seed=2).details == wrote.details  # who can read all is given the same
+    evaluated(episodes_file=tmp_path / "of all")
+    with (
+        pytest.warns(BadItemWarning),
+        pytest.raises(MultifslError, match=r"episode \d+ needs item \d+, which cannot be read"),
+    ):
+        evaluated(encoder=Picky(5), episodes_file=tmp_path / "of all")
+
+
+def test_a_file_of_other_data_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    evaluated(episodes_file=path)
+    for options in ({"split": "val"}, {"outside": 1}):
+        with pytest.raises(BadFile, match="of 72 items of the split 'test'"):
+            evaluated(episodes_file=path, **options)
+    path.write_text("episodes")
+    with pytest.raises(BadFile, match="cannot read the episodes in"):
+        evaluated(episodes_file=path)
+
+
+# ---- embeddings that are kept ----
+
+
+def test_embeddings_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTIFSL_CACHE", str(tmp_path))
+    encoder = Counting()
+    first = evaluated(encoder=encoder, outside=1)
+    assert encoder.count > 0 and [(one.items, one.width) for one in EmbeddingCache().sets()] == [(72 + STRANGERS, 5)]
+    encoder.count = 0
+    again = evaluated(encoder=encoder, outside=1)
+    assert encoder.count == 0 and again.details == first.details
+    evaluated(encoder=encoder, outside=1, cache=False)
+    assert encoder.count > 0
+
+
+@pytest.mark.parametrize("why", ["random", "cache=False"])
+def test_embeddings_that_are_not_kept(why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTIFSL_CACHE", str(tmp_path))
+    encoder = Counting()
+    encoder.pretrained = why != "random"
+    for _ in range(2):
+        encoder.count = 0
+        evaluated(encoder=encoder, cache=why == "random")
+        assert encoder.count > 0
+    assert EmbeddingCache().sets() == []
 
 
 @pytest.mark.slow

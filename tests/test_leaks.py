@@ -419,15 +419,14 @@ def test_what_is_known_of_published_weights() -> None:
         assert row.source.startswith("https://") and bool(row.what) == bool(row.tasks)
 
 
-def test_what_was_not_compared_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_compared_is_said() -> None:
     (leak,) = found("banking77", run_info=trained("banking77"))
     assert leak == Leak(
         "not-checked",
         "not checked for leaks: whether classes and items stand in the train split of banking77(fold=1)",
         False,
     )
-    monkeypatch.setattr(leaks, "READ_MOST", 9)
-    got = found("banking77", train=texts(0, 5, "bx"), run_info=trained("banking77"))
+    got = found("banking77", train=texts(0, 5, "bx"), run_info=trained("banking77"), most=9)
     assert kinds(got) == [("classes", True), ("not-checked", False)]
     assert "whether test items stand among the 10 train items" in got[1].message
 

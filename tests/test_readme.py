@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.needs import needs_efficientnet_lite0, needs_ge2e, needs_minilm
+from tests.needs import needs_efficientnet_lite0, needs_minilm
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +78,6 @@ def world(folder: Path) -> None:
 @pytest.mark.xdist_group("readme")
 def test_images_and_voices(tmp_path: Path) -> None:
     needs_efficientnet_lite0()
-    needs_ge2e()
     world(tmp_path)
     pictures, voices, answer = run_section("Images and voices", tmp_path)
     assert "3 classes from 15 examples" in pictures and "3 classes" in voices and "synthetic_02" in answer
