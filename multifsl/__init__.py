@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdaptationMethod": "adaptation",
     "Batch": "episode",
+    "Comparison": "comparison",
     "Episode": "episode",
     "EpisodeSampler": "episode",
     "Encoder": "encoder",
@@ -24,6 +25,7 @@ _HOMES = {
     "Task": "task",
     "TransductiveMethod": "method",
     "build": "registry",
+    "compare": "comparison",
     "contrastive_loss": "functional",
     "evaluate": "evaluation",
     "load_run": "checkpoint",
@@ -32,6 +34,7 @@ _HOMES = {
 __all__ = [
     "AdaptationMethod",
     "Batch",
+    "Comparison",
     "EmbeddingMethod",
     "Encoder",
     "Episode",
@@ -46,6 +49,7 @@ __all__ = [
     "TransductiveMethod",
     "__version__",
     "build",
+    "compare",
     "contrastive_loss",
     "evaluate",
     "load_run",
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from multifsl.adaptation import AdaptationMethod
     from multifsl.checkpoint import load_run
     from multifsl.classifier import FewShotClassifier
+    from multifsl.comparison import Comparison, compare
     from multifsl.encoder import Encoder
     from multifsl.episode import Batch, Episode, EpisodeSampler
     from multifsl.errors import MultifslError

@@ -17,6 +17,7 @@ import torch
 
 from multifsl.bank import Bank, Progress, select
 from multifsl.cache import EmbeddingCache
+from multifsl.encoder import Encoder
 from multifsl.episode import Indices, Range, map_inputs
 from multifsl.errors import MultifslError
 from multifsl.evaluation import (
@@ -90,7 +91,7 @@ class Comparison:
 def compare(
     task: str | Task,
     *,
-    encoders: Sequence[str] = (),
+    encoders: Sequence[str | Encoder] = (),
     methods: Sequence[str] = (),
     runs: Sequence[str] = (),
     split: str = "test",
@@ -115,8 +116,8 @@ def compare(
     """Compare on the same episodes: every method on every encoder as it is, and runs; one `Comparison` for each number of shots.
 
     Args:
-        encoders: specs. methods: on top of each of them, by default "prototypical(distance='cosine')". runs: folders, or
-            "model:NAME".
+        encoders: specs, or built ones. methods: on top of each of them, by default "prototypical(distance='cosine')". runs:
+            folders, or "model:NAME".
         shots: each is compared by itself, so that accuracy can be drawn against the number of labels.
         The others: see `multifsl.evaluate`.
 
@@ -203,8 +204,9 @@ def compare(
     return found
 
 
-def _name(encoder: str, method: str, encoders: Sequence[str], methods: Sequence[str]) -> str:
+def _name(encoder: str | Encoder, method: str, encoders: Sequence[str | Encoder], methods: Sequence[str]) -> str:
     """What tells an entry from the others."""
+    encoder = encoder if isinstance(encoder, str) else resolved(encoder)
     if len(encoders) == 1:
         return method if methods else encoder
     return f"{encoder} / {method}" if len(methods) > 1 else encoder

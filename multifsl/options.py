@@ -144,6 +144,8 @@ def _is(value: Any, kind: Any) -> bool:
         return True
     if kind is float:
         return _is_number(value)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is(value, part) for part in get_args(kind))
     if get_origin(kind) is Sequence:  # a text is one too, of letters
         return isinstance(value, list | tuple) and all(_is(one, get_args(kind)[0]) for one in value)
     if get_origin(kind) is tuple:

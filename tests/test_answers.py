@@ -152,14 +152,19 @@ def test_figures_equal_scikit_learns_and_a_loop(way: Any) -> None:
     })  # fmt: skip
     assert 0.55 < found["unknown"]["auroc"] < 0.99
 
+
+def test_verification_equals_scikit_learns_curve() -> None:
+    solved = drawn(spread=0.5)
+    found, e = figures(answered(solved))["verification"], plain(solved)
     is_target = np.repeat([1, 0], [len(e["targets"]), len(e["others"])])
     accept, hit, _ = oracle.roc_curve(is_target, np.append(e["targets"], e["others"]), drop_intermediate=False)
     along = np.linspace(0, 1, 100_001)
     gap = np.abs(np.interp(along, accept, 1 - hit) - along)
-    assert found["verification"]["equal_error_rate"] == pytest.approx(along[gap.argmin()], abs=1e-3)
-    for p in (0.01, 0.05):
-        cost = (p * (1 - hit) + (1 - p) * accept).min() / p
-        assert found["verification"][f"min_dcf_{p}"] == pytest.approx(cost)
+    assert found["equal_error_rate"] == pytest.approx(along[gap.argmin()], abs=1e-3)
+    costs = {p: (p * (1 - hit) + (1 - p) * accept).min() / p for p in (0.01, 0.05)}
+    assert 0.1 < costs[0.05] < costs[0.01] - 0.05 < 0.9
+    for p, cost in costs.items():
+        assert found[f"min_dcf_{p}"] == pytest.approx(cost)
 
 
 def test_unknown_queries_count_for_nothing_else() -> None:

@@ -191,10 +191,51 @@ def test_the_command_from_outside(world: World) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: no image file nowhere.png\n")
 
 
+def test_comparisons(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"), classes=6, each=5)
+    asked = [
+        "compare",
+        "images('photos')",
+        "--split",
+        "all",
+        "--encoder",
+        CONV4,
+        "--way",
+        3,
+        "--query",
+        2,
+        "--episodes",
+        9,
+    ]
+    methods = ["--method", "prototypical", "--method", "prototypical(temperature=2.0)"]
+    text = works(run(*asked, *methods, "--shots", "1,3", "--plot", "shots.svg", "--json", "out.json")).out
+    assert text.count("no difference shown") == 2 and "3-way 1-shot" in text and "3-way 3-shot" in text
+    assert re.search(r"^shots +1 +3 *$", text, re.M) and Path("shots.svg").read_text().startswith("<?xml")
+    one, three = json.loads(Path("out.json").read_text())["comparisons"]
+    assert (one["shot"], three["shot"], len(one["entries"]), len(one["pairs"])) == (1, 3, 2, 1)
+    assert f"{one['entries'][0]['evaluation']['accuracy']:.4f}" in text
+    fails(run(*asked), "at least two to compare")
+    fails(run(*asked, *methods, "--shots", "1;3"), "--shots takes numbers such as 1,2,5, not '1;3'")
+    fails(run(*asked, *methods, "--allow-leak", "grups"), "no leak 'grups' to allow; did you mean 'groups'")
+
+
+def test_leaks_are_errors_or_marks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"), classes=8, each=4)
+    shape = ["--way", 2, "--query", 2]
+    works(run("train", "images('photos')", CONV4, "prototypical", "--out", "run", *shape, "--steps", 2))
+    evaluate = ["evaluate", "run", *shape, "--split", "train", "--episodes", 4]
+    fails(run(*evaluate), "trained-on: .*--allow-leak trained-on")
+    assert re.search(
+        "^trained-on +the weights were trained on", works(run(*evaluate, "--allow-leak", "trained-on")).out, re.M
+    )
+
+
 def test_version_and_help(run: Run) -> None:
     assert works(run("--version")).out == f"multifsl {__version__}\n"
     text = works(run("--help")).out
-    for command in ("list", "train", "evaluate", "fit", "enroll", "forget", "predict", "demo"):
+    for command in ("list", "train", "evaluate", "compare", "cache", "fit", "enroll", "forget", "predict", "demo"):
         assert command in text
 
 
@@ -273,7 +314,7 @@ def test_images_from_training_to_forgetting(run: Run, tmp_path: Path, monkeypatc
     result = json.loads(works(run(*evaluate)).out)
     fields = (
         "task split encoder method way shot query episodes seed accuracy ci95 ci95_classes macro_f1 nll brier calibration_error "
-        "unknown verification transductive seconds details"
+        "unknown verification transductive marks seconds details"
     )
     assert list(result) == fields.split()
     assert (result["way"], result["shot"], result["query"], result["episodes"], result["seed"]) == (2, 1, 2, 40, 0)

@@ -58,6 +58,8 @@ def test_blocks_are_of_one_shape() -> None:
     found = list(of_one_shape(tasks, 2))
     assert [len(block) for block in found] == [2, 1, 1, 1, 2, 1]
     assert same([task for block in found for task in block], tasks)
+    fewer_ways = [sampled(way=2, shot=3, query=3)[0], sampled(way=3, shot=2, query=2)[0]]  # of 6 items a side, both
+    assert [len(block) for block in of_one_shape(fewer_ways, 2)] == [1, 1]
     for block in of_one_shape(sampled(way=(2, 5)), 32):
         assert len({tuple(map(len, task)) for task in block}) == 1
 

@@ -51,9 +51,9 @@ def test_the_core_does_not_load_what_it_does_not_use() -> None:
 def test_public_names() -> None:
     """The list is what is there, and what is there is the list: a public name comes and goes by intention."""
     assert multifsl.__all__ == [
-        "AdaptationMethod", "Batch", "EmbeddingMethod", "Encoder", "Episode", "EpisodeSampler", "Evaluation", "FewShotClassifier",
-        "Items", "Method", "MultifslError", "Output", "Task", "TransductiveMethod", "__version__", "build", "contrastive_loss",
-        "evaluate", "load_run", "train",
+        "AdaptationMethod", "Batch", "Comparison", "EmbeddingMethod", "Encoder", "Episode", "EpisodeSampler", "Evaluation",
+        "FewShotClassifier", "Items", "Method", "MultifslError", "Output", "Task", "TransductiveMethod", "__version__", "build",
+        "compare", "contrastive_loss", "evaluate", "load_run", "train",
     ]  # fmt: skip
     for name in multifsl.__all__:
         assert getattr(multifsl, name) is not None
