@@ -291,10 +291,10 @@ class EpisodeSampler:
         else:
             support, query = self._split_groups(rng, drawn, shots)
         y = np.arange(way + self.unknown)
-        query_y = np.repeat(y, self.query)
+        query_y = y.repeat(self.query)
         if self.unknown:
             query_y[way * self.query :] = UNKNOWN
-        return Indices(np.concatenate(support), np.repeat(y, shots), np.concatenate(query), query_y, classes)
+        return Indices(np.concatenate(support), y.repeat(shots), np.concatenate(query), query_y, classes)
 
     def tasks(self, step: int, count: int, *, rank: int = 0, world: int = 1) -> list[Indices]:
         """The tasks of a step that fall to process `rank` of `world`: rank, rank + world, ..."""

@@ -68,6 +68,17 @@ def read_episodes(path: Path, items: Items, split: str, kept: Sequence[int]) -> 
     return [_task(path, number, one, items, row_of) for number, one in enumerate(episodes, 1)]
 
 
+def most_ways(path: Path) -> int | None:
+    """The most classes that an episode of a file has; None where that cannot be told, which `read_episodes` will explain."""
+    try:
+        found = [
+            json.loads(line).get("classes", ()) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()
+        ]
+        return max(map(len, found)) or None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
 def _task(path: Path, number: int, one: Any, items: Items, row_of: np.ndarray) -> Indices:
     where = f"{path}: episode {number}"
     try:

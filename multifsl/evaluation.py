@@ -22,7 +22,7 @@ from multifsl.checkpoint import load_run
 from multifsl.defaults import is_random, open_encoder
 from multifsl.encoder import Encoder
 from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, Range
-from multifsl.episode_file import of_one_shape, read_episodes, write_episodes
+from multifsl.episode_file import most_ways, of_one_shape, read_episodes, write_episodes
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.functional import accuracy
 from multifsl.leaks import READ_MOST, Contents, Leak, check_leaks, find_leaks
@@ -134,17 +134,22 @@ def evaluate(
     check_arguments(evaluate, locals())
     check_split(split)
     begin = time.perf_counter()
+    path = None if episodes_file is None else Path(episodes_file)
+    listed = path is not None and path.exists()
+    ways = most_ways(path) if path is not None and listed else None if way == "all" else highest(way)
     subject = open_subject(
-        run, task=task, encoder=encoder, method=method, weights=weights, ways=None if way == "all" else highest(way), seed=seed,
-        device=device, data_root=data_root, allow_download=allow_download, progress=progress,
+        run, task=task, encoder=encoder, method=method, weights=weights, ways=ways, seed=seed, device=device, data_root=data_root,
+        allow_download=allow_download, progress=progress,
     )  # fmt: skip
     learner, data = subject.method, subject.task
     items = data.items(split)
     shape: dict[str, Any] = {
-        "way": len(np.unique(items.labels)) if way == "all" else way, "shot": shot, "query": query, "seed": seed,
-        "disjoint_groups": disjoint_groups, "imbalance": imbalance, "skip_small_classes": skip_small_classes, "unknown": unknown,
+        "way": 2 if way == "all" else way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups,
+        "imbalance": imbalance, "skip_small_classes": skip_small_classes, "unknown": unknown,
     }  # fmt: skip
-    drawn = Drawn(items, data.unknowns(split) if outside else [], outside, shape)
+    if way == "all" and not listed:
+        shape["way"] = all_ways(sampler_of(items, **shape))
+    drawn = Drawn(items, data.unknowns(split) if outside else [], outside, shape, check=not listed)
     marks = leaks_of(
         subject, split, items, given=encoder, weights=weights, disjoint_groups=disjoint_groups, allowed=allow_leaks,
         full=leak_check == "full", data_root=data_root, progress=progress,
@@ -154,14 +159,13 @@ def evaluate(
     bank = embedded(
         learner, drawn.items, batch_size=batch_size, cache=EmbeddingCache() if keep else None, progress=progress
     )
-    tasks: Tasks | list[Indices] = drawn.sampler(bank)
-    if episodes_file is not None:
-        path, kept = Path(episodes_file), positions(drawn.items, bank.items)
-        if not path.exists():
+    kept = positions(drawn.items, bank.items)
+    tasks: Tasks | list[Indices] = [] if listed else drawn.sampler(bank)
+    if path is not None:
+        if not listed:
             every = (task for block in blocks(tasks, episodes) for task in block)
             write_episodes(path, every, drawn.items, split, kept)
         tasks = read_episodes(path, drawn.items, split, kept)
-        episodes = len(tasks)
         shape |= {
             "way": _range_of([len(one.classes) for one in tasks]),
             "shot": _range_of([len(one.support) // len(one.classes) for one in tasks]),
@@ -277,11 +281,14 @@ class Drawn:
 
     outsiders: the items of no class, and outside: how many an episode. shape: EpisodeSampler's options.
 
-    Raises MultifslError, before anything is read, where the items are too few.
+    Raises MultifslError, before anything is read, where the items are too few; not with check=False, for episodes from elsewhere.
     """
 
-    def __init__(self, items: Items, outsiders: Sequence[Any], outside: int, shape: dict[str, Any]) -> None:
-        sampler_of(items, **shape)
+    def __init__(
+        self, items: Items, outsiders: Sequence[Any], outside: int, shape: dict[str, Any], *, check: bool = True
+    ) -> None:
+        if check:
+            sampler_of(items, **shape)
         if outside > len(outsiders):
             raise MultifslError(
                 f"{outside} queries of no class an episode were asked for, and the split has {len(outsiders)} such items; take "
@@ -350,6 +357,15 @@ def embedded(
     return Bank(z, items)
 
 
+def all_ways(sampler: EpisodeSampler) -> int:
+    """How many classes an episode of all classes has. Raises MultifslError where it would be of several data sets."""
+    if len(sampler.pools) > 1:
+        raise MultifslError(
+            "an episode stays within one data set: with way='all' take one task, not several that are joined"
+        )
+    return len(sampler.pools[0]) - sampler.unknown
+
+
 def positions(items: Items, kept: Items) -> Sequence[int]:
     """Where those that `bank.select` kept stand among the items."""
     return range(len(items.labels)) if kept is items else kept.items.positions  # type: ignore[attr-defined]
@@ -409,8 +425,9 @@ def solve(
     out: list[Tensor] = []
     diverged: list[Tensor] = []
     for _, logits, y in solved(method, bank, tasks, episodes, progress):
-        out.append(accuracy(logits, y))
-        diverged.append(logits.isnan().flatten(1).any(1))
+        lost = ~logits.amax(2).isfinite()  # [T, Q]: no number is the highest
+        out.append(accuracy(logits.masked_fill(lost.unsqueeze(2), 0.0), y))
+        diverged.append(lost.any(1))
     _warn_of_diverged(int(torch.cat(diverged).sum()), episodes)
     return torch.cat(out).cpu().double().numpy()
 

@@ -17,7 +17,7 @@ from multifsl.cache import EmbeddingCache
 from multifsl.encoder import Features
 from multifsl.episode import UNKNOWN, EpisodeSampler
 from multifsl.errors import BadFile, BadItem, MultifslError
-from multifsl.evaluation import CHUNK, Drawn, Evaluation, answer, blocks, embedded, episode_accuracies, solve
+from multifsl.evaluation import CHUNK, Drawn, Evaluation, answer, blocks, embedded, episode_accuracies, highest, solve
 from multifsl.intervals import half_width
 from multifsl.methods.prototypical import Prototypical
 from multifsl.registry import build
@@ -298,7 +298,7 @@ class Untouched(Toy):
     [
         ({"outside": 8}, "8 queries of no class an episode were asked for, and the split has 7 such items"),
         ({"way": 7, "unknown": 2}, "way 7 and 2 unknown beside asks for more classes than there are: 8"),
-        ({"way": "all", "unknown": 1}, "at most --way 7 and 1 unknown beside fits"),
+        ({"way": 8, "unknown": 1}, "at most --way 7 and 1 unknown beside fits"),
         ({"way": 9}, "way 9 asks for more classes"),
     ],
 )
@@ -409,3 +409,35 @@ def test_frozen_minilm_on_banking77(way: int, shot: int, expected: float) -> Non
     needs_minilm()
     result = multifsl.evaluate(task="banking77(fold=1)", encoder="transformer", way=way, shot=shot)
     assert result.accuracy == pytest.approx(expected, abs=0.008)
+
+
+def test_a_file_needs_no_options_of_its_episodes(tmp_path: Path) -> None:
+    """Episodes that the defaults, 5-way with 15 queries, would not fit; and a method whose head is as wide as the widest of them."""
+    path = tmp_path / "episodes.jsonl"
+    drawn = evaluated(way=(3, 6), query=1, episodes=70, episodes_file=path)
+    read = multifsl.evaluate(task=Toy(), encoder=Features(5), method="prototypical", episodes_file=path)
+    assert (
+        read.details["scores"] == drawn.details["scores"]
+        and (read.way, read.query) == (drawn.way, 1)
+        and highest(drawn.way) > 4
+    )
+    with pytest.warns(UserWarning, match="Anil.*are random"):
+        wide = multifsl.evaluate(task=Toy(), encoder=Features(5), method="anil(steps=1)", episodes_file=path)
+    assert f"max_way={highest(drawn.way)}" in wide.method
+
+
+class Uneven(Toy):
+    """The last two classes have two items each."""
+
+    def items(self, split: str) -> Items:
+        items = super().items(split)
+        kept = [i for i, label in enumerate(items.labels) if label < 6 or i % 9 < 2]
+        return Items([items.items[i] for i in kept], items.labels[kept], items.class_names)
+
+
+def test_all_classes_that_are_large_enough() -> None:
+    with pytest.warns(UserWarning, match="left out 2 of 8 classes"):
+        assert evaluated(Uneven(), way="all", skip_small_classes=True).way == 6
+    with pytest.raises(MultifslError, match="class 'test 6' has 2 items"):
+        evaluated(Uneven(), way="all")
+    assert evaluated(way="all", unknown=2).way == 6
