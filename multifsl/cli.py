@@ -314,7 +314,7 @@ def evaluate(
         skip_small_classes=skip_small_classes, allow_download=allow_download, progress=track, method=method, weights=weights,
     )  # fmt: skip
     if json_ is not None:
-        write_json(result.to_json(), json_)
+        write_json({**result.to_json(), **_made()}, json_)
     if json_ != "-":
         _show(result)
 
@@ -543,10 +543,7 @@ def compare(
     from multifsl.comparison import compare as run_comparison
     from multifsl.comparison import draw
 
-    try:
-        each = [int(shot) for shot in shots.split(",")]
-    except ValueError:
-        raise MultifslError(f"--shots takes numbers such as 1,2,5, not {shots!r}") from None
+    each = _shots(shots)
     found = run_comparison(
         task, encoders=encoder or [], methods=method or [], runs=run or [], split=split, way=_range("way", way), shots=each,
         query=query, episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance,
@@ -555,12 +552,53 @@ def compare(
         allow_download=allow_download, progress=track,
     )  # fmt: skip
     if json_ is not None:
-        write_json({"comparisons": [one.to_json() for one in found]}, json_)
+        write_json({"comparisons": [one.to_json() for one in found], **_made()}, json_)
     if plot is not None:
         draw(found, plot)
         say(f"drew {plot}")
     if json_ != "-":
         _show_comparisons(found)
+
+
+@app.command()
+def report(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|RESULT...",
+            help="Runs (a folder, or model:NAME) and files that evaluate --json or compare --json wrote.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The page: one HTML file that needs no network.")] = Path("report.html"),
+    task: Annotated[str | None, typer.Option(help="The task of the runs' evaluations; by default their own.")] = None,
+    split: Annotated[
+        Split | None, typer.Option(help="Which classes; by default test, or val where there are no test data.")
+    ] = None,
+    way: Annotated[int, typer.Option(help="Classes an episode.")] = 5,
+    shots: Annotated[
+        str | None, typer.Option(help="Support items a class; several, such as 1,5,10, are a result each; by default 1 and 5.")
+    ] = None,
+    query: Query = 15,
+    episodes: Annotated[int, typer.Option(help="How many episodes.", min=2)] = 600,
+    seed: Seed = 0,
+    skip_small_classes: SkipSmall = False,
+    allow_leak: AllowLeak = None,
+    no_cache: NoCache = False,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    allow_download: AllowDownload = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Runs and results as one web page: tables, plots, a map of the items and the worst mistakes. Runs are evaluated for it."""
+    from multifsl.report import report as write_report
+
+    path = write_report(
+        sources, out, task=task, split=split, way=way, shots=None if shots is None else _shots(shots), query=query, episodes=episodes, seed=seed,
+        skip_small_classes=skip_small_classes, allow_leaks=allow_leak or (), cache=not no_cache, device=device,
+        data_root=data_root, allow_download=allow_download, progress=track,
+    )  # fmt: skip
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
@@ -805,6 +843,24 @@ def _show_comparisons(found: "list[Comparison]") -> None:
             ["shots", *(str(one.shot) for one in found)],
             [[name, *(f"{one[name]:.4f}" for one in by_name)] for name in names],
         )
+
+
+def _shots(text: str) -> list[int]:
+    try:
+        return [int(shot) for shot in text.split(",")]
+    except ValueError:
+        raise MultifslError(f"--shots takes numbers such as 1,2,5, not {text!r}") from None
+
+
+def _made() -> dict[str, Any]:
+    """How a result was made, as its file says."""
+    import shlex
+    from datetime import datetime
+
+    from multifsl.checkpoint import versions
+
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"command": shlex.join(["multifsl", *sys.argv[1:]]), "date": date, "versions": versions()}
 
 
 def _range(name: str, text: str) -> int | tuple[int, int]:

@@ -100,7 +100,7 @@ def ticks(low: float, high: float, most: int = 6) -> Ticks:
 class Axes:
     """A plot with its axes; what is drawn is given in the units of the axes.
 
-    title: what it shows, for those who cannot see it. x, y: (low, high) of the axes. x_ticks, y_ticks: round numbers where not given.
+    title: what it shows, for those who cannot see it. x, y: (low, high) of the axes. x_ticks, y_ticks: by default round numbers.
     """
 
     def __init__(
