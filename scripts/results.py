@@ -152,7 +152,8 @@ def _cell(row: Row, figure: dict[str, Any] | None) -> str:
     shown = []
     if figure is not None:
         together = " (T)" if figure["transductive"] else ""
-        shown.append(f"{100 * figure['accuracy']:.2f} ± {100 * figure['ci95']:.2f}{together}")
+        few = f" ({figure['episodes']} episodes)" if figure["episodes"] < 1000 else ""
+        shown.append(f"{100 * figure['accuracy']:.2f} ± {100 * figure['ci95']:.2f}{together}{few}")
     if row.published is not None:
         shown.append(f"published {row.published}")
     return "; ".join(shown)
