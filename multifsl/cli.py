@@ -576,7 +576,8 @@ def report(
     ] = None,
     way: Annotated[int, typer.Option(help="Classes an episode.")] = 5,
     shots: Annotated[
-        str | None, typer.Option(help="Support items a class; several, such as 1,5,10, are a result each; by default 1 and 5.")
+        str | None,
+        typer.Option(help="Support items a class; several, such as 1,5,10, are a result each; by default 1 and 5."),
     ] = None,
     query: Query = 15,
     episodes: Annotated[int, typer.Option(help="How many episodes.", min=2)] = 600,
@@ -594,9 +595,9 @@ def report(
     from multifsl.report import report as write_report
 
     path = write_report(
-        sources, out, task=task, split=split, way=way, shots=None if shots is None else _shots(shots), query=query, episodes=episodes, seed=seed,
-        skip_small_classes=skip_small_classes, allow_leaks=allow_leak or (), cache=not no_cache, device=device,
-        data_root=data_root, allow_download=allow_download, progress=track,
+        sources, out, task=task, split=split, way=way, shots=None if shots is None else _shots(shots), query=query,
+        episodes=episodes, seed=seed, skip_small_classes=skip_small_classes, allow_leaks=allow_leak or (), cache=not no_cache,
+        device=device, data_root=data_root, allow_download=allow_download, progress=track,
     )  # fmt: skip
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 

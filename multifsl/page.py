@@ -41,7 +41,11 @@ def _number(value: object) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Child | Iterable[Child]]], caption: str) -> Element:
-    """A table in a box of its own, which scrolls where it is too wide. The first cell of a row is its heading."""
+    """A table in a box of its own, which scrolls where it is too wide. The first cell of a row is its heading.
+
+    >>> table(["class", "queries"], [["cat", "15"]], "Queries").find(".//td").text
+    '15'
+    """
     body = [
         el("tr", [el("td" if i else "th", cell, scope=None if i else "row") for i, cell in enumerate(row)])
         for row in rows
@@ -62,12 +66,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Child | Iterable[Child]]]
 
 
 def data(ident: str, content: Any) -> Element:
-    """JSON that the page's own script reads."""
+    """JSON that the page's own script reads.
+
+    >>> data("items", ["</script>"]).text
+    '["\\\\u003c/script>"]'
+    """
     return el("script", json.dumps(content).replace("<", "\\u003c"), type="application/json", id=ident)
 
 
 def page(title: str, body: Sequence[Element]) -> bytes:
-    """The whole file, UTF-8."""
+    """The whole file, UTF-8.
+
+    >>> page("A page", [el("p", "text")])[:15]
+    b'<!doctype html>'
+    """
     template = (resources.files("multifsl") / TEMPLATE).read_text(encoding="utf-8")
     head, _, rest = template.partition("<!-- title -->")
     middle, _, end = rest.partition("<!-- body -->")
@@ -80,7 +92,7 @@ def page(title: str, body: Sequence[Element]) -> bytes:
 
 Ticks = Sequence[tuple[float, str]]
 WIDTH, HEIGHT = 420.0, 280.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 10.0, 42.0
+LEFT, RIGHT, TOP, BOTTOM = 60.0, 12.0, 10.0, 42.0
 
 
 def ticks(low: float, high: float, most: int = 6) -> Ticks:
@@ -101,6 +113,11 @@ class Axes:
     """A plot with its axes; what is drawn is given in the units of the axes.
 
     title: what it shows, for those who cannot see it. x, y: (low, high) of the axes. x_ticks, y_ticks: by default round numbers.
+
+    >>> axes = Axes("loss over steps", x=(0, 10), y=(0, 2), x_label="step", y_label="loss")
+    >>> axes.line([0, 10], [2, 1], 0)
+    >>> axes.svg.find("polyline").get("points")
+    '60.0,10.0 408.0,124.0'
     """
 
     def __init__(
@@ -168,7 +185,11 @@ class Axes:
 
 
 def legend(names: Sequence[str]) -> Element | None:
-    """What the colours mean; None where there is one curve only."""
+    """What the colours mean; None where there is one curve only.
+
+    >>> legend(["one"]), len(legend(["one", "two"]))
+    (None, 2)
+    """
     if len(names) < 2:
         return None
     return el(

@@ -25,7 +25,7 @@ Medium = dict[str, str]
 
 
 def medium(item: Any, modality: str, *, side: int = 64, sound: bool = False) -> Medium:
-    """One item of a task. side: pixels of an image, at most. sound: let it be played, where it is a clip.
+    """One item of a task. side: pixels of an image, at most; a clip's has twice as many. sound: let a clip be played, too.
 
     Raises BadItem where it cannot be read.
 
@@ -38,14 +38,22 @@ def medium(item: Any, modality: str, *, side: int = 64, sound: bool = False) -> 
         return {"image": _picture_uri(picture(item), side), "alt": "the image"}
     if modality == "speech":
         clip = waveform(item)[: round(SECONDS * SAMPLE_RATE)]
-        shown = {"image": _uri(Image.fromarray(spectrogram(clip)), "webp"), "alt": "spectrogram of the clip"}
+        image = Image.fromarray(spectrogram(clip))
+        image = image.resize((min(image.width, 2 * side), ROWS), Image.Resampling.BOX)
+        shown = {"image": _uri(image, "webp"), "alt": "spectrogram of the clip"}
         return {**shown, "sound": _wav(clip)} if sound else shown
     text = str(item)
     return {"text": text if len(text) <= LETTERS else f"{text[:LETTERS]}…"}
 
 
 def picture(item: Any) -> Image.Image:
-    """An image of any kind that an encoder takes: a path, a `Member`, a PIL image, or an array as `load_image` describes it."""
+    """An image, upright, on white: of a path, a `Member`, a PIL image, or an array [H, W], [H, W, C] or [C, H, W].
+
+    Arrays are uint8, or floats from 0 to 1. Raises BadItem.
+
+    >>> picture(np.zeros((4, 6), dtype=np.uint8)).size
+    (6, 4)
+    """
     try:
         if isinstance(item, Image.Image):
             image = item
@@ -66,7 +74,9 @@ def picture(item: Any) -> Image.Image:
 
 
 def waveform(item: Any) -> np.ndarray:
-    """A clip, float32 [n] in -1..1, 16 kHz. item: a path, a `Member`, or a pair (waveform, sample_rate).
+    """A clip's first seconds, float32 [n] in -1..1, 16 kHz. item: a path, a `Member`, or a pair (waveform, sample_rate).
+
+    Raises BadItem.
 
     >>> waveform((np.zeros(800, dtype=np.int16), 8000)).shape
     (1600,)
