@@ -152,7 +152,10 @@ def test_the_page_and_the_recipe_say_what_came_of_it(script: ModuleType, tmp_pat
     assert page.startswith("Before.\n\n") and page.endswith("\n\nAfter.\n") and "old" not in page
     lines = page.splitlines()
     assert "## `images`" in lines and "| command | 2-way | 3-way | training | |" in lines
-    row = f"| `multifsl reproduce bars --seed 3` | {two} (40 episodes); published 99.5 | {three} (40 episodes) | 20 steps, {cost}, seed 3 | shipped |"
+    two, three = f"{two} (40 episodes)", f"{three} (40 episodes)"
+    row = (
+        f"| `multifsl reproduce bars --seed 3` | {two}; published 99.5 | {three} | 20 steps, {cost}, seed 3 | shipped |"
+    )
     assert row in lines
     assert "| `multifsl reproduce later` | published 99.5 |  | no run yet |  |" in lines
     assert "- `bars`: Bars. Published: by hand, table 1. A note." in lines
