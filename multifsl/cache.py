@@ -70,10 +70,11 @@ class EmbeddingCache:
     def embedder(self, encoder: Encoder, spec: str) -> Callable[[Inputs, int], Tensor]:
         """`encoder.embed`, but for what is on disk already. spec: the encoder's, with every argument in it.
 
-        An encoder whose class is in no file (a notebook's) is not cached: nothing would show that its code has changed.
+        An encoder whose class is in no file (a notebook's) is not cached: nothing would show that its code has changed. Nor is
+        anything under autocast, which rounds otherwise.
         """
         code = _code(encoder)
-        if code is None:
+        if code is None or torch.is_autocast_enabled(encoder.device.type):
             return encoder.embed
         tensors = {**encoder.state_dict(), **dict(encoder.named_buffers())}  # some buffers are in no state dict
         parts = (spec, type(encoder).__qualname__, digest(tensors), code, encoder.device.type, torch.__version__)
@@ -167,14 +168,16 @@ def cache_folder() -> Path:
 
 
 def _code(encoder: Encoder) -> str | None:
-    """A checksum of the files that define the network's classes, and of the `_*.py` beside the encoder's own.
+    """A checksum of the files that define the network's classes, and of the `_*.py`, or a plug-in's `*.py`, beside the encoder's.
 
     None where the encoder's class is in no file.
     """
     own = _file(type(encoder))
     if own is None:
         return None
-    files = {_file(kind) for part in encoder.modules() for kind in type(part).__mro__} | set(own.parent.glob("_*.py"))
+    ours = own.parent.name == "encoders"  # of a plug-in, all that stands beside it may be in use
+    beside = set(own.parent.glob("_*.py" if ours else "*.py"))
+    files = {_file(kind) for part in encoder.modules() for kind in type(part).__mro__} | beside
     return _checksum("".join(sorted(_checksum(file.read_bytes()) for file in files if file is not None)).encode())
 
 

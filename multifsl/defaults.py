@@ -45,7 +45,7 @@ def open_encoder(spec: str | Encoder, *, task: Task | None = None) -> Encoder:
         return spec
     if names_run(spec):
         trained = load_run(spec).method.encoder
-        trained.pretrained = True
+        trained.pretrained, trained.run = True, spec
         return trained
     modality = spec.strip().lower()
     if modality not in DEFAULTS:

@@ -35,12 +35,14 @@ class Encoder(nn.Module):
 
     Constructor keywords are the configuration, each kept, resolved, as an attribute of the same name.
     `pretrained` says that it begins with weights that someone else published; a task's hints are not for it. `published` is True
-    while they still are those of the encoder's arguments, so that a saved model or run needs to name them only.
+    while they still are those of the encoder's arguments, so that a saved model or run needs to name them only. `run` is the run
+    that its weights were taken from, where they were.
     """
 
     modality: ClassVar[str]
     dim: int
     pretrained: bool = False
+    run: str | None = None
     published: bool = False
 
     def load(self, item: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 from multifsl.answers import Answers, collect, details, figures
 from multifsl.bank import Bank, Progress, Tasks, embed_items, sampler_of, select
 from multifsl.cache import EmbeddingCache
-from multifsl.checkpoint import load_run
+from multifsl.checkpoint import load_run, read_json
 from multifsl.defaults import is_random, open_encoder
 from multifsl.encoder import Encoder
 from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, Range
@@ -29,7 +29,7 @@ from multifsl.leaks import READ_MOST, Contents, Leak, check_leaks, find_leaks
 from multifsl.method import Method
 from multifsl.options import check_arguments
 from multifsl.registry import build, resolved
-from multifsl.shipped import names_run
+from multifsl.shipped import run_folder
 from multifsl.task import Chain, Items, Task, check_split
 
 DEFAULT_METHOD = "prototypical(distance='cosine')"
@@ -112,7 +112,7 @@ def evaluate(
         encoder: instead of a run, an encoder without further training. method: the one on top of it, by default
             "prototypical(distance='cosine')". With a run, in the place of its own: of the same name, with the run's weights (such
             as MAML with more steps); of another, on the run's encoder.
-        split: "train", "val", "test" or "all". way, shot: a number, or a range (low, high) drawn anew for every 32 episodes; way
+        split: "train", "val", "test" or "all". way, shot: a number, or a range (low, high) drawn anew for every episode; way
             may be "all", every class of the split at once.
         disjoint_groups: support and query share no recording, session or drawer. imbalance, skip_small_classes: see EpisodeSampler.
         unknown: classes beside the episode's whose items are among the queries. outside: queries an episode that belong to no class
@@ -150,8 +150,11 @@ def evaluate(
     if way == "all" and not listed:
         shape["way"] = all_ways(sampler_of(items, **shape))
     drawn = Drawn(items, data.unknowns(split) if outside else [], outside, shape, check=not listed)
+    if path is not None and listed and items.groups is not None:
+        written = read_episodes(path, drawn.items, split, range(len(drawn.items.labels)))
+        disjoint_groups = all(_parted(one, drawn.items.groups) for one in written)
     marks = leaks_of(
-        subject, split, items, given=encoder, weights=weights, disjoint_groups=disjoint_groups, allowed=allow_leaks,
+        subject, split, items, weights=weights, disjoint_groups=disjoint_groups, allowed=allow_leaks,
         full=leak_check == "full", data_root=data_root, progress=progress,
     )  # fmt: skip
     # Random weights are nobody's: their embeddings would be looked up never again.
@@ -171,7 +174,9 @@ def evaluate(
             "shot": _range_of([len(one.support) // len(one.classes) for one in tasks]),
             "query": _range_of([int((one.query_y != UNKNOWN).sum()) // len(one.classes) for one in tasks]),
         }
-    answers = answer(learner, bank, tasks, episodes, trials=data.modality == "speech", progress=progress)
+    answers = answer(
+        learner, bank, tasks, episodes, trials=data.modality == "speech" and not learner.transductive, progress=progress
+    )
     return evaluation_of(subject, answers, items, split, shape, marks, time.perf_counter() - begin)
 
 
@@ -185,12 +190,19 @@ def evaluation_of(
     seconds: float,
 ) -> Evaluation:
     """The figures of answers. items: of the split. shape: at least EpisodeSampler's way, shot, query and seed."""
-    method = subject.method
+    method, found = subject.method, figures(answers)
+    if is_joined(items):  # a class left out would move the share of its data set, which is no variation between classes
+        found["ci95_classes"] = None
     return Evaluation(
         task=resolved(subject.task), split=split, encoder=resolved(method.encoder), method=resolved(method),
-        **{key: shape[key] for key in ("way", "shot", "query", "seed")}, episodes=len(answers.scores), **figures(answers),
+        **{key: shape[key] for key in ("way", "shot", "query", "seed")}, episodes=len(answers.scores), **found,
         transductive=method.transductive, marks=marks, seconds=round(seconds, 3), details=details(answers, items.class_names),
     )  # fmt: skip
+
+
+def is_joined(items: Items) -> bool:
+    """Whether the classes are of several data sets."""
+    return items.sources is not None and len(np.unique(items.sources)) > 1
 
 
 class Subject(NamedTuple):
@@ -251,7 +263,6 @@ def leaks_of(
     split: str,
     items: Items | Contents,
     *,
-    given: str | Encoder | None = None,
     weights: str = "best",
     disjoint_groups: bool = False,
     allowed: Collection[str] = (),
@@ -259,18 +270,18 @@ def leaks_of(
     data_root: Path | str | None = None,
     progress: Progress | None = None,
 ) -> list[Leak]:
-    """The leaks to mark. items: of the split. given: the encoder as it was asked for, which may name a run.
+    """The leaks to mark. items: of the split.
 
     Raises MultifslError for a severe leak that is not allowed.
     """
     check_leaks([], allowed)
-    train = None
-    if subject.info is not None:
+    encoder, info, train = subject.method.encoder, subject.info, None
+    trained = read_json(run_folder(encoder.run) / "run.json") if info is None and encoder.run is not None else info
+    if trained is not None:
         with contextlib.suppress(DataNotFound):  # then it is marked as not checked
-            train = build("tasks", subject.info["task"], data_root=data_root).items("train")
-    encoder = given if isinstance(given, str) and names_run(given) else subject.method.encoder
+            train = build("tasks", trained["task"], data_root=data_root).items("train")
     found = find_leaks(
-        subject.task, split, encoder=encoder, test=items, train=train, run_info=subject.info, weights=weights,
+        subject.task, split, encoder=encoder.run or encoder, test=items, train=train, run_info=info, weights=weights,
         disjoint_groups=disjoint_groups, most=None if full else READ_MOST, progress=progress,
     )  # fmt: skip
     return check_leaks(found, allowed)
@@ -372,9 +383,18 @@ def positions(items: Items, kept: Items) -> Sequence[int]:
 
 
 def blocks(tasks: Tasks | list[Indices], episodes: int) -> Iterator[Sequence[Indices]]:
-    """Tasks of one shape, CHUNK at most together: those of a list, or as many as `episodes` of a sampler."""
+    """Tasks of one shape, CHUNK at most together: those of a list, or as many as `episodes` of a sampler.
+
+    Of a sampler whose way or shot is a range, each task is of a step of its own, and so of a shape of its own: with one shape for
+    a whole block, the episodes would not be independent, and intervals over them too narrow. Those of one shape come together.
+    """
     if isinstance(tasks, list):
         yield from of_one_shape(tasks, CHUNK)
+        return
+    sampler = tasks.sampler if isinstance(tasks, WithOutside) else tasks
+    if isinstance(sampler, EpisodeSampler) and (sampler.way[0] < sampler.way[1] or sampler.shot[0] < sampler.shot[1]):
+        each = [tasks.tasks(step, 1)[0] for step in range(episodes)]
+        yield from of_one_shape(sorted(each, key=lambda task: (len(task.classes), len(task.support))), CHUNK)
         return
     for step, start in enumerate(range(0, episodes, CHUNK)):
         yield tasks.tasks(step, min(CHUNK, episodes - start))
@@ -455,6 +475,11 @@ def episode_accuracies(
     sampler_of(data.items if isinstance(data, Bank) else data, **shape)  # asked for the impossible, it says so at once
     bank = embedded(method, data, batch_size=batch_size, progress=progress)
     return solve(method, bank, sampler_of(bank.items, **shape), episodes, progress)
+
+
+def _parted(task: Indices, groups: np.ndarray | None) -> bool:
+    """Whether the support and the queries of a task share no group."""
+    return groups is None or not np.isin(groups[task.query], groups[task.support]).any()
 
 
 def _warn_of_diverged(count: int, episodes: int) -> None:

@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatch
 from io import BytesIO
-from os.path import normpath
+from os.path import realpath
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import category
@@ -331,11 +331,17 @@ def _past(encoder: Encoder | str, info: dict[str, Any] | None) -> _Past:
     if isinstance(encoder, str) and names_run(encoder):
         info = read_json(run_folder(encoder) / "run.json")
         encoder = str(info["encoder"])
-    past = _Past([], [encoder], [], "val_step" in ((info or {}).get("metrics") or {}))
+    past = _Past(
+        [], [] if (info or {}).get("encoder") else [encoder], [], "val_step" in ((info or {}).get("metrics") or {})
+    )
     while info is not None:
         if isinstance(info.get("task"), str):
             past.tasks.append(info["task"])
-        past.encoders.extend(text for text in (info.get("encoder"), (info.get("teacher") or [None])[0]) if text)
+        teacher = (info.get("teacher") or [None])[0]
+        past.encoders.extend(text for text in (info.get("encoder_began") or info.get("encoder"), teacher) if text)
+        name = None if teacher is None else parse(teacher)[0].name
+        if name is not None and not (name in names("encoders") and find("encoders", name).pretrained):  # type: ignore[attr-defined]
+            past.lost.append(f"what the run's teacher, {teacher}, was trained on")
         source = (info.get("encoder_from") or [None])[0]
         if source is None:
             break
@@ -348,7 +354,7 @@ def _past(encoder: Encoder | str, info: dict[str, Any] | None) -> _Past:
 
 def _data_set(spec: Spec) -> tuple[str, ...]:
     """What tells data sets apart: the name, and of one's own files where they are."""
-    where = (normpath(str(spec.kwargs.get(key) or ".")) for key in ("path", "config"))
+    where = (realpath(str(spec.kwargs.get(key) or ".")) for key in ("path", "config"))
     return (ONE_DATA_SET.get(spec.name, spec.name), *where)
 
 

@@ -389,7 +389,7 @@ def train(
             "val_step": at.best_step,
             "val_episode": validation[1] if validation else None,
         }
-    info = {**settings, "processes": processes.size, "metrics": result}
+    info = {**settings, "encoder_began": settings["encoder"], "processes": processes.size, "metrics": result}
     if not processes.first:
         processes.wait()  # until the files are there
         return run_of(out, learner, info)

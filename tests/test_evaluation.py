@@ -14,12 +14,14 @@ from torch import Tensor
 import multifsl
 from multifsl.bank import BadItemWarning, Bank, sampler_of
 from multifsl.cache import EmbeddingCache
+from multifsl.defaults import open_encoder
 from multifsl.encoder import Features
 from multifsl.episode import UNKNOWN, EpisodeSampler
 from multifsl.episode_file import most_ways
 from multifsl.errors import BadFile, BadItem, MultifslError
 from multifsl.evaluation import CHUNK, Drawn, Evaluation, answer, blocks, embedded, episode_accuracies, highest, solve
 from multifsl.intervals import half_width
+from multifsl.leaks import find_leaks
 from multifsl.methods.prototypical import Prototypical
 from multifsl.registry import build
 from multifsl.task import Items, Task, check_split
@@ -214,7 +216,7 @@ def test_each_way_to_the_answers_gives_the_same(method: str) -> None:
     bank = embedded(learner, items)
     sampler = sampler_of(items, way=(2, 4), shot=1, query=2, unknown=1, seed=3)
     tasks = [task for block in blocks(sampler, 70) for task in block]
-    assert len(tasks) == 70 and [len(block) for block in blocks(sampler, 70)] == [32, 32, 6]
+    assert len(tasks) == 70 and [len(block) for block in blocks(sampler, 70)] == [21, 24, 25]  # of 2, 3 and 4 ways
     found, listed = answer(learner, bank, sampler, 70), answer(learner, bank, tasks, 70)
     first, single = answer(learner, bank, tasks[:20], 20), [answer(learner, bank, [task], 1) for task in tasks[:20]]
     for key in ("scores", "episode", "item", "true", "predicted", "confidence", "nll", "brier", "known", "outside"):
@@ -339,7 +341,7 @@ def test_a_file_brings_the_episodes_of_its_seed(shape: dict[str, Any], tmp_path:
     assert other.details == evaluated(**shape, method=cosine).details != read.details
     for one in (wrote, read, other):
         assert (one.shot, one.query, one.episodes) == (drawn.shot, drawn.query, 70)
-        assert one.way == ((4, 5) if "shot" in shape else drawn.way)  # of 2 to 6, those that came
+        assert one.way == drawn.way
     assert read.unknown == drawn.unknown
 
 
@@ -440,3 +442,62 @@ def test_all_classes_that_are_large_enough() -> None:
     with pytest.raises(MultifslError, match="class 'test 6' has 2 items"):
         evaluated(Uneven(), way="all")
     assert evaluated(way="all", unknown=2).way == 6
+
+
+def test_a_range_is_drawn_anew_for_each_episode() -> None:
+    """With one way for a whole block of 32, the interval over episodes would be several times too narrow."""
+    _, items = features(classes=20)
+    method = build("methods", "prototypical", encoder=Features(5)).double()
+    each = [
+        episode_accuracies(method, items, way=(2, 20), shot=(1, 3), query=3, episodes=96, seed=seed)
+        for seed in range(40)
+    ]
+    claimed = np.mean([half_width(scores) for scores in each])
+    assert 0.7 < 1.96 * np.std([scores.mean() for scores in each]) / claimed < 1.4  # 40 seeds: 1 is seen as 0.8 to 1.2
+
+
+def test_over_joined_data_sets_there_is_no_interval_over_classes() -> None:
+    joined = build("tasks", "banking77 + hwu64")
+    joined.parts = (Toy(), Toy(seed=1))
+    joined.modality = "features"
+    assert evaluated(joined).ci95_classes is None and evaluated().ci95_classes is not None
+
+
+def test_logits_that_know_the_other_classes_verify_nobody() -> None:
+    class Heard(Toy):
+        modality = "speech"
+
+    class Ears(Features):
+        modality = "speech"
+
+    for method, given in {"prototypical": True, "matching": False, "bd_cspn": False}.items():
+        assert (evaluated(Heard(), encoder=Ears(5), method=method).verification is not None) == given
+
+
+def test_the_groups_of_a_file_are_its_own(tmp_path: Path) -> None:
+    """Whether support and query share groups is seen in the episodes that are read, whatever the option says."""
+
+    class Grouped(Toy):
+        def items(self, split: str) -> Items:
+            items = super().items(split)
+            return Items(items.items, items.labels, items.class_names, np.tile(np.arange(9) // 2, 8))
+
+    for name, parted in (("shared", False), ("parted", True)):
+        path = tmp_path / f"{name}.jsonl"
+        evaluated(Grouped(), episodes_file=path, disjoint_groups=parted)
+        for option in (False, True):
+            marks = evaluated(Grouped(), episodes_file=path, disjoint_groups=option).marks
+            assert ("groups" in [leak.kind for leak in marks]) == (not parted)
+
+
+def test_an_encoder_that_is_a_runs_has_the_runs_past(tmp_path: Path) -> None:
+    """Named by its run, as the encoder of a modality, or built: what it was trained on is looked up."""
+    needs_data("speakers_speech_commands")
+    shape: dict[str, Any] = {"task": "speech_commands", "query": 2, "episodes": 2, "skip_small_classes": True}
+    for encoder in ("model:speakers-prototypical", open_encoder("model:speakers-prototypical")):
+        with pytest.raises(MultifslError, match="trained-on"):
+            multifsl.evaluate(encoder=encoder, split="train", **shape)
+    run = multifsl.load_run("model:speakers-prototypical")
+    test = build("tasks", "voxceleb1")
+    found = find_leaks(test, "test", encoder=run.method.encoder, run_info=run.info, test=Toy().items("test"))
+    assert "pretrained" in [leak.kind for leak in found]
