@@ -553,11 +553,11 @@ def compare(
     )  # fmt: skip
     if json_ is not None:
         write_json({"comparisons": [one.to_json() for one in found], **_made()}, json_)
+    if json_ != "-":
+        _show_comparisons(found)
     if plot is not None:
         draw(found, plot)
         say(f"drew {plot}")
-    if json_ != "-":
-        _show_comparisons(found)
 
 
 @app.command()
@@ -760,8 +760,9 @@ def _show(result: "Evaluation") -> None:
     print(f"{result.task}, {result.split} classes\n{result.encoder}\n{result.method}, {kind}")
     queries = "1 query" if result.query == 1 else f"{query} queries"
     print(f"{way}-way {shot}-shot, {queries} a class, {result.episodes:,} episodes, seed {result.seed}")
-    over_classes = "" if result.ci95_classes is None else f", ± {result.ci95_classes:.4f} over classes"
-    rows = [("accuracy", f"{result.accuracy:.4f} ± {result.ci95:.4f} over episodes{over_classes} (95 %)")]
+    wide = result.ci95_classes
+    over_classes = "; over classes it cannot be told" if wide is None else f", ± {wide:.4f} over classes"
+    rows = [("accuracy", f"{result.accuracy:.4f} ± {result.ci95:.4f} (95 %) over episodes{over_classes}")]
     if result.macro_f1 is not None:
         rows.append(("macro-F1", f"{result.macro_f1:.4f}"))
     rows.append(("log loss", f"{result.nll:.4f} nats; Brier score {result.brier:.4f}"))
@@ -833,9 +834,13 @@ def _show_comparisons(found: "list[Comparison]") -> None:
             "",
         ]
         show(columns, rows)
-    for entry in first.entries:
-        for leak in entry.evaluation.marks:
-            print(f"{entry.name}: {leak.kind}: {leak.message}")
+    marks = {
+        leak: [e.name for e in first.entries if leak in e.evaluation.marks]
+        for e in first.entries
+        for leak in e.evaluation.marks
+    }
+    for leak, names in marks.items():
+        print(f"{'all' if len(names) == len(first.entries) else ', '.join(names)}: {leak.kind}: {leak.message}")
     if len(found) > 1:
         print()
         names = [entry.name for entry in first.entries]

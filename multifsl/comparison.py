@@ -133,7 +133,10 @@ def compare(
     if methods and not encoders:
         raise MultifslError("methods are compared on encoders: name one (--encoder), or leave the methods out")
     asked: list[tuple[str, dict[str, Any]]] = [
-        (_name(encoder, method, encoders, methods), {"encoder": encoder, "method": method})
+        (
+            _name(encoder, method, whole=len(encoders) > 1 or bool(runs), methods=methods),
+            {"encoder": encoder, "method": method},
+        )
         for encoder in encoders
         for method in methods or (DEFAULT_METHOD,)
     ]
@@ -206,12 +209,12 @@ def compare(
     return found
 
 
-def _name(encoder: str | Encoder, method: str, encoders: Sequence[str | Encoder], methods: Sequence[str]) -> str:
-    """What tells an entry from the others."""
+def _name(encoder: str | Encoder, method: str, *, whole: bool, methods: Sequence[str]) -> str:
+    """What tells an entry from the others. whole: of several encoders, or beside runs, both are named."""
     encoder = encoder if isinstance(encoder, str) else resolved(encoder)
-    if len(encoders) == 1:
-        return method if methods else encoder
-    return f"{encoder} / {method}" if len(methods) > 1 else encoder
+    if not methods:
+        return encoder
+    return f"{encoder} / {method}" if whole else method
 
 
 def _same_items(a: Subject, b: Subject) -> bool:

@@ -19,12 +19,20 @@ from multifsl.task import Items
 SCHEMA = 1
 
 
-def write_episodes(path: Path, tasks: Iterable[Indices], items: Items, split: str, kept: Sequence[int]) -> None:
-    """Write tasks whose rows count `kept`, positions among `items`, of which some may have been left out.
+def write_episodes(
+    path: Path, tasks: Iterable[Indices], items: Items, split: str, kept: Sequence[int], seed: int
+) -> None:
+    """Write tasks whose rows count `kept`, positions among `items`, of which some may have been left out. seed: what drew them.
 
     Raises MultifslError where the file cannot be written.
     """
-    header = {"episodes": SCHEMA, "split": split, "items": len(items.labels), "fingerprint": items.fingerprint()}
+    header = {
+        "episodes": SCHEMA,
+        "split": split,
+        "items": len(items.labels),
+        "fingerprint": items.fingerprint(),
+        "seed": seed,
+    }
     at = np.asarray(kept)
     lines = [json.dumps(header)]
     for task in tasks:
@@ -68,15 +76,15 @@ def read_episodes(path: Path, items: Items, split: str, kept: Sequence[int]) -> 
     return [_task(path, number, one, items, row_of) for number, one in enumerate(episodes, 1)]
 
 
-def most_ways(path: Path) -> int | None:
-    """The most classes that an episode of a file has; None where that cannot be told, which `read_episodes` will explain."""
+def glance(path: Path) -> tuple[int | None, int | None]:
+    """The most classes that an episode of a file has, and the seed that drew them; None for what cannot be told: `read_episodes`
+    will explain it, and a file that was written by hand has no seed."""
     try:
-        found = [
-            json.loads(line).get("classes", ()) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()
-        ]
-        return max(map(len, found)) or None
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        seed = found[0].get("seed")
+        return max(len(one.get("classes", ())) for one in found) or None, seed if type(seed) is int else None
+    except (OSError, ValueError, AttributeError, TypeError, IndexError):
+        return None, None
 
 
 def _task(path: Path, number: int, one: Any, items: Items, row_of: np.ndarray) -> Indices:

@@ -22,7 +22,7 @@ from multifsl.checkpoint import load_run, read_json
 from multifsl.defaults import is_random, open_encoder
 from multifsl.encoder import Encoder
 from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, Range
-from multifsl.episode_file import most_ways, of_one_shape, read_episodes, write_episodes
+from multifsl.episode_file import glance, of_one_shape, read_episodes, write_episodes
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.functional import accuracy
 from multifsl.leaks import READ_MOST, Contents, Leak, check_leaks, find_leaks
@@ -136,7 +136,10 @@ def evaluate(
     begin = time.perf_counter()
     path = None if episodes_file is None else Path(episodes_file)
     listed = path is not None and path.exists()
-    ways = most_ways(path) if path is not None and listed else None if way == "all" else highest(way)
+    ways = None if way == "all" else highest(way)
+    if path is not None and listed:
+        ways, written_seed = glance(path)
+        seed = seed if written_seed is None else written_seed
     subject = open_subject(
         run, task=task, encoder=encoder, method=method, weights=weights, ways=ways, seed=seed, device=device, data_root=data_root,
         allow_download=allow_download, progress=progress,
@@ -167,7 +170,7 @@ def evaluate(
     if path is not None:
         if not listed:
             every = (task for block in blocks(tasks, episodes) for task in block)
-            write_episodes(path, every, drawn.items, split, kept)
+            write_episodes(path, every, drawn.items, split, kept, seed)
         tasks = read_episodes(path, drawn.items, split, kept)
         shape |= {
             "way": _range_of([len(one.classes) for one in tasks]),

@@ -15,7 +15,7 @@ import numpy as np
 
 from multifsl.errors import MultifslError
 
-MOST_IN_EVERY = 0.9  # of the episodes may hold one class; with more, there is too little without it
+MOST = 0.75  # of all classes in one episode; with more, there is too little without a class
 
 
 def half_width(scores: np.ndarray) -> float:
@@ -40,7 +40,7 @@ def class_half_width(scores: np.ndarray, classes: np.ndarray) -> float | None:
 
     scores: [B]. classes: int64 [B, N], -1 where an episode has fewer classes than others.
 
-    Returns None where that cannot be told: fewer than 3 classes, or a class in (nearly) every episode.
+    Returns None where that cannot be told: fewer than 3 classes, or episodes of more than MOST of them.
 
     >>> rng = np.random.default_rng(0)
     >>> classes = np.stack([rng.choice(20, 5, replace=False) for _ in range(2000)])
@@ -57,13 +57,13 @@ def class_half_width(scores: np.ndarray, classes: np.ndarray) -> float | None:
         return None
     row = np.nonzero(classes >= 0)[0]
     held = np.bincount(column, minlength=n_classes)  # [C]: episodes with the class
-    if held.max() > MOST_IN_EVERY * count:
+    ways = len(row) / count
+    if ways > MOST * n_classes or held.max() == count:
         return None
     total = np.bincount(column, weights=scores[row], minlength=n_classes)
     without = (scores.sum() - total) / (count - held)
     jackknife = (n_classes - 1) / n_classes * ((without - without.mean()) ** 2).sum()
     noise = scores.var(ddof=1) / count
-    ways = len(row) / count
     variance = max(jackknife - (ways - 1) * noise, noise)
     return float(stats.t.ppf(0.975, n_classes - 1) * math.sqrt(variance))
 

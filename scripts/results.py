@@ -75,7 +75,8 @@ def score(name: str) -> None:
     (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     shown = ", ".join(f"{f['name']} {100 * f['accuracy']:.2f} ± {100 * f['ci95']:.2f}" for f in figures)
     splits = " and ".join(sorted({f["split"] for f in figures}))
-    result = f"{shown}; on the {splits} classes, seed {info['seed']}; {_minutes(record)}"
+    where = "all" if splits == "all" else f"the {splits}"
+    result = f"{shown}; on {where} classes, seed {info['seed']}; {_minutes(record)}"
     path = recipes.FOLDER / f"{name}.toml"
     text, count = re.subn(
         r'^result = ".*"$', lambda _: f"result = {json.dumps(result, ensure_ascii=False)}", path.read_text(), flags=re.M
@@ -104,7 +105,8 @@ def _commit() -> str:
 def _minutes(record: dict[str, Any]) -> str:
     """How long a run took, and on how many threads, where it says so."""
     threads = record["threads"]
-    return f"{record['seconds'] / 60:.0f} minutes" + (f" on {threads} thread{'s' * (threads > 1)}" if threads else "")
+    minutes = round(record["seconds"] / 60)
+    return f"{minutes} minute{'s' * (minutes != 1)}" + (f" on {threads} thread{'s' * (threads > 1)}" if threads else "")
 
 
 def _record(name: str) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ def sampled(kept: Any = ALL, **options: Any) -> list[Indices]:
 def test_what_is_read_is_what_was_written(kept: Any, options: dict[str, Any], tmp_path: Path) -> None:
     tasks = sampled(kept, **options)
     path = tmp_path / "episodes.jsonl"
-    write_episodes(path, iter(tasks), ITEMS, "test", kept)
+    write_episodes(path, iter(tasks), ITEMS, "test", kept, 0)
     assert same(read_episodes(path, ITEMS, "test", kept), tasks)
 
 
@@ -46,7 +46,7 @@ def test_the_file_names_positions_of_the_split(tmp_path: Path) -> None:
     """So that it says the same to somebody who can read every item."""
     path = tmp_path / "episodes.jsonl"
     tasks = sampled(SOME, unknown=1)
-    write_episodes(path, tasks, ITEMS, "test", SOME)
+    write_episodes(path, tasks, ITEMS, "test", SOME, 0)
     for task, whole in zip(tasks, read_episodes(path, ITEMS, "test", ALL), strict=True):
         np.testing.assert_array_equal(whole.support, np.array(SOME)[task.support])
         np.testing.assert_array_equal(whole.query, np.array(SOME)[task.query])
@@ -88,7 +88,7 @@ def test_a_file_by_hand(tmp_path: Path) -> None:
 def test_classes_of_joined_tasks_may_share_a_name(tmp_path: Path) -> None:
     items = Items(list("abcdef"), np.repeat([0, 1, 2], 2), ["cat", "dog", "cat"])
     tasks = EpisodeSampler(items.labels, way=3, shot=1, query=1).tasks(0, 2)
-    write_episodes(tmp_path / "e", tasks, items, "all", range(6))
+    write_episodes(tmp_path / "e", tasks, items, "all", range(6), 0)
     assert same(read_episodes(tmp_path / "e", items, "all", range(6)), tasks)
 
 
@@ -187,4 +187,4 @@ def test_places_that_hold_no_file(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="cannot read the episodes in"):
         read_episodes(tmp_path / "bytes", BY_HAND, "test", range(8))
     with pytest.raises(MultifslError, match=r"cannot write the episodes to .*nowhere"):
-        write_episodes(tmp_path / "nowhere" / "e.jsonl", [], BY_HAND, "test", range(8))
+        write_episodes(tmp_path / "nowhere" / "e.jsonl", [], BY_HAND, "test", range(8), 0)
