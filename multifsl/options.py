@@ -125,13 +125,13 @@ def check_arguments(function: Callable[..., Any], given: dict[str, Any]) -> None
         if value is None and NoneType in parts:
             continue
         choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-        others = [part for part in parts if get_origin(part) is not Literal]
+        others = [part for part in parts if get_origin(part) is not Literal and part is not NoneType]
         if isinstance(value, str) and value in choices:
             continue
         if choices and not others:
             check_choice(name, value, tuple(choices))
         elif not any(_is(value, part) for part in others):
-            kinds = [get_origin(part) or part for part in others if part is not NoneType]
+            kinds = [get_origin(part) or part for part in others]
             words = " or ".join([WORDS.get(kind, f"a built {kind.__name__}") for kind in kinds] + [*map(repr, choices)])
             raise MultifslError(f"{name} must be {words}, not {value!r}")
         elif name in BOUNDS:
