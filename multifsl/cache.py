@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -204,7 +204,7 @@ def _write(path: Path, z: Tensor, header: dict[str, str]) -> None:
 
 def _read(path: Path) -> Tensor | None:
     """The embeddings of a file; None, and the file is removed, where it is damaged or is not what its name says."""
-    with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
+    with contextlib.suppress(SafetensorError), _opened(path) as file:
         z: Tensor = file.get_tensor(path.stem)
         if (file.metadata() or {}).get("checksum") == digest({path.stem: z}):
             return z
@@ -214,8 +214,20 @@ def _read(path: Path) -> Tensor | None:
 
 def _shape(path: Path) -> tuple[list[int], dict[str, str]]:
     """The shape [B, D] of a file's embeddings, and its header, without reading them."""
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         return file.get_slice(path.stem).get_shape(), file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises FileNotFoundError also where another process removes it between two looks at it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except RuntimeError:  # torch opens it once more
+        if path.exists():
+            raise
+        raise FileNotFoundError(path) from None
 
 
 @contextlib.contextmanager
