@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,11 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def made_here() -> dict[str, Any]:
+    """When and with which versions a result was made, as its file says: now."""
+    return {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "versions": versions()}
 
 
 def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

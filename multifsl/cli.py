@@ -754,14 +754,15 @@ def _count(number: int, what: str) -> str:
 
 def _show(result: "Evaluation") -> None:
     """An evaluation for people to read."""
+    from multifsl.episode import spelled
+
     kind = "transductive" if result.transductive else "inductive"
-    shape = (result.way, result.shot, result.query)
-    way, shot, query = (str(n) if isinstance(n, int) else f"{n[0]}-{n[1]}" for n in shape)
+    way, shot, query = map(spelled, (result.way, result.shot, result.query))
     print(f"{result.task}, {result.split} classes\n{result.encoder}\n{result.method}, {kind}")
     queries = "1 query" if result.query == 1 else f"{query} queries"
     print(f"{way}-way {shot}-shot, {queries} a class, {result.episodes:,} episodes, seed {result.seed}")
-    wide = result.ci95_classes
-    over_classes = "; over classes it cannot be told" if wide is None else f", ± {wide:.4f} over classes"
+    half = result.ci95_classes
+    over_classes = "; over classes it cannot be told" if half is None else f", ± {half:.4f} over classes"
     rows = [("accuracy", f"{result.accuracy:.4f} ± {result.ci95:.4f} (95 %) over episodes{over_classes}")]
     if result.macro_f1 is not None:
         rows.append(("macro-F1", f"{result.macro_f1:.4f}"))
@@ -796,6 +797,8 @@ def _show_comparisons(found: "list[Comparison]") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from multifsl.episode import spelled
+
     def show(columns: list[str], rows: list[list[str]]) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
@@ -809,7 +812,7 @@ def _show_comparisons(found: "list[Comparison]") -> None:
         f"{first.task}, {first.split} classes, {first.query} queries a class, {first.episodes:,} episodes, seed {first.seed}"
     )
     for one in found:
-        print(f"\n{one.way}-way {one.shot}-shot")
+        print(f"\n{spelled(one.way)}-way {spelled(one.shot)}-shot")
         best, rows = one.entries[0].name, []
         for entry in one.entries:
             result = entry.evaluation
@@ -861,12 +864,10 @@ def _shots(text: str) -> list[int]:
 def _made() -> dict[str, Any]:
     """How a result was made, as its file says."""
     import shlex
-    from datetime import datetime
 
-    from multifsl.checkpoint import versions
+    from multifsl.checkpoint import made_here
 
-    date = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"command": shlex.join(["multifsl", *sys.argv[1:]]), "date": date, "versions": versions()}
+    return {"command": shlex.join(["multifsl", *sys.argv[1:]]), **made_here()}
 
 
 def _range(name: str, text: str) -> int | tuple[int, int]:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from multifsl.bank import Bank, Progress, select
-from multifsl.cache import EmbeddingCache
+from multifsl.curves import write
 from multifsl.encoder import Encoder
-from multifsl.episode import Indices, Range, map_inputs
+from multifsl.episode import Indices, Range, map_inputs, spelled
 from multifsl.errors import MultifslError
 from multifsl.evaluation import (
     DEFAULT_METHOD,
@@ -27,6 +27,7 @@ from multifsl.evaluation import (
     Subject,
     answer,
     blocks,
+    cache_for,
     embedded,
     evaluation_of,
     highest,
@@ -168,17 +169,16 @@ def compare(
             subject, split, contents, disjoint_groups=disjoint_groups, allowed=allow_leaks,
             full=leak_check == "full", data_root=data_root, progress=progress,
         )  # fmt: skip
-        keep = cache and ("run" in what or subject.method.encoder.pretrained)
         banks[name] = (
-            embedded(
+            banks[twin]
+            if twin is not None
+            else embedded(
                 subject.method,
                 items,
                 batch_size=batch_size,
-                cache=EmbeddingCache() if keep else None,
+                cache=cache_for(subject) if cache else None,
                 progress=progress,
             )
-            if twin is None
-            else banks[twin]
         )
     common = sorted(set.intersection(*(set(positions(items, bank.items)) for bank in banks.values())))
     banks = {name: _restricted(bank, positions(items, bank.items), common) for name, bank in banks.items()}
@@ -253,14 +253,7 @@ def _entry(
     answer(subject.method, bank, tasks[:WARM], min(WARM, len(tasks)))  # the first takes longer
     begin = time.perf_counter()
     with _memory(bank) as most:
-        answers = answer(
-            subject.method,
-            bank,
-            tasks,
-            len(tasks),
-            trials=subject.task.modality == "speech" and not subject.method.transductive,
-            progress=progress,
-        )
+        answers = answer(subject.method, bank, tasks, len(tasks), progress=progress)
     seconds = time.perf_counter() - begin
     evaluation = evaluation_of(subject, answers, bank.items, split, shape, marks, seconds)
     entry = Entry(name, evaluation, round(1000 * seconds / len(tasks), 3), round(most[0] / 2**20, 1))
@@ -309,7 +302,6 @@ def _pairs(names: list[str], scores: dict[str, np.ndarray], classes: np.ndarray 
 
 def draw(comparisons: Sequence[Comparison], path: Path) -> None:
     """Write a picture: accuracy against shots, or, of one number of shots, the entries with their intervals. SVG, PNG or PDF."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot: no window, no state
 
     first = comparisons[0]
@@ -336,16 +328,15 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
                 )
             axis.errorbar(accuracy, [place], xerr=half, marker="o", capsize=3, color="C0")
     if many:
-        axis.set(xlabel="labelled examples of each class (shots)", ylabel=f"accuracy, {first.way}-way")
+        axis.set(xlabel="labelled examples of each class (shots)", ylabel=f"accuracy, {spelled(first.way)}-way")
         axis.legend(loc="lower right")
     else:
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
-        axis.set_xlabel(f"accuracy, {first.way}-way {first.shot}-shot (thin: over episodes; wide: over classes)")
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    with rc_context({"svg.hashsalt": "multifsl", "svg.fonttype": "none"}):
-        try:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-        except (OSError, ValueError) as error:  # ValueError: no such format
-            raise MultifslError(f"cannot draw {path}: {error}") from error
+        axis.set_xlabel(
+            f"accuracy, {spelled(first.way)}-way {first.shot}-shot (thin: over episodes; wide: over classes)"
+        )
+    try:
+        write(figure, path)
+    except (OSError, ValueError) as error:  # ValueError: no such format
+        raise MultifslError(f"cannot draw {path}: {error}") from error

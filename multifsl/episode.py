@@ -121,6 +121,15 @@ class Indices(NamedTuple):
 Range = int | tuple[int, int]
 
 
+def spelled(value: Range | Sequence[int]) -> str:
+    """A number, or a range, in words.
+
+    >>> spelled(5), spelled((5, 20))
+    ('5', '5-20')
+    """
+    return str(value) if isinstance(value, int) else f"{value[0]}-{value[1]}"
+
+
 class EpisodeSampler:
     """Draws episodes from labelled items; task `t` of step `s` is a pure function of (seed, s, t).
 
@@ -261,9 +270,14 @@ class EpisodeSampler:
             return np.where(small, -1, sources)
         return sources
 
+    @property
+    def varies(self) -> bool:
+        """Whether the way or the shot is a range."""
+        return self.way[0] < self.way[1] or self.shot[0] < self.shot[1]
+
     def shape(self, step: int) -> tuple[int, int]:
         """(way, shot) of a step."""
-        if self.way[0] == self.way[1] and self.shot[0] == self.shot[1]:
+        if not self.varies:
             return self.way[0], self.shot[0]
         rng = np.random.default_rng((self.seed, step))
         return int(rng.integers(self.way[0], self.way[1] + 1)), int(rng.integers(self.shot[0], self.shot[1] + 1))

@@ -6,7 +6,7 @@ MultifslError(ValueError)      what was asked, what came, what is allowed, what 
 └── BadFile                    a run, model or data file that is damaged or not what its name says
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -34,3 +34,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     close = get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five of many names, and the count of the others.
+
+    >>> some(list("abcdefg"))
+    'a, b, c, d, e and 2 more'
+    """
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -160,10 +160,8 @@ def evaluate(
         subject, split, items, weights=weights, disjoint_groups=disjoint_groups, allowed=allow_leaks,
         full=leak_check == "full", data_root=data_root, progress=progress,
     )  # fmt: skip
-    # Random weights are nobody's: their embeddings would be looked up never again.
-    keep = cache and (run is not None or learner.encoder.pretrained)
     bank = embedded(
-        learner, drawn.items, batch_size=batch_size, cache=EmbeddingCache() if keep else None, progress=progress
+        learner, drawn.items, batch_size=batch_size, cache=cache_for(subject) if cache else None, progress=progress
     )
     kept = positions(drawn.items, bank.items)
     tasks: Tasks | list[Indices] = [] if listed else drawn.sampler(bank)
@@ -177,9 +175,7 @@ def evaluate(
             "shot": _range_of([len(one.support) // len(one.classes) for one in tasks]),
             "query": _range_of([int((one.query_y != UNKNOWN).sum()) // len(one.classes) for one in tasks]),
         }
-    answers = answer(
-        learner, bank, tasks, episodes, trials=data.modality == "speech" and not learner.transductive, progress=progress
-    )
+    answers = answer(learner, bank, tasks, episodes, progress=progress)
     return evaluation_of(subject, answers, items, split, shape, marks, time.perf_counter() - begin)
 
 
@@ -259,6 +255,12 @@ def open_subject(
         base = data if own in (None, task) else build("tasks", own, data_root=data_root)
         learn_base(learner.eval(), base.items("train"), progress)
     return Subject(learner.eval(), data, info)
+
+
+def cache_for(subject: Subject) -> EmbeddingCache | None:
+    """Where a subject's embeddings are kept. Random weights are nobody's: their embeddings would be looked up never again."""
+    known = subject.info is not None or subject.method.encoder.pretrained
+    return EmbeddingCache() if known else None
 
 
 def leaks_of(
@@ -395,7 +397,7 @@ def blocks(tasks: Tasks | list[Indices], episodes: int) -> Iterator[Sequence[Ind
         yield from of_one_shape(tasks, CHUNK)
         return
     sampler = tasks.sampler if isinstance(tasks, WithOutside) else tasks
-    if isinstance(sampler, EpisodeSampler) and (sampler.way[0] < sampler.way[1] or sampler.shot[0] < sampler.shot[1]):
+    if isinstance(sampler, EpisodeSampler) and sampler.varies:
         each = [tasks.tasks(step, 1)[0] for step in range(episodes)]
         yield from of_one_shape(sorted(each, key=lambda task: (len(task.classes), len(task.support))), CHUNK)
         return
@@ -430,10 +432,11 @@ def answer(
     tasks: Tasks | list[Indices],
     episodes: int,
     *,
-    trials: bool = False,
     progress: Progress | None = None,
 ) -> Answers:
-    """All that a method answers in a list of tasks, or in as many as `episodes` of a sampler. trials: see `Answers`."""
+    """All that a method answers in a list of tasks, or in as many as `episodes` of a sampler; of speech, trials of verification
+    too, unless the method looks at the queries together."""
+    trials = method.encoder.modality == "speech" and not method.transductive
     found = collect(
         ((block, logits) for block, logits, _ in solved(method, bank, tasks, episodes, progress)), trials=trials
     )

@@ -31,7 +31,7 @@ from multifsl.archive import Member
 from multifsl.bank import Progress
 from multifsl.checkpoint import read_json
 from multifsl.encoder import Encoder
-from multifsl.errors import DataNotFound, MultifslError, nearest
+from multifsl.errors import DataNotFound, MultifslError, nearest, some
 from multifsl.registry import Spec, find, names, parse, resolved
 from multifsl.shipped import SHIPPED, is_shipped, model_names, names_run, run_folder
 from multifsl.task import Items, Task
@@ -372,7 +372,7 @@ def _met(own: list[Spec], trained: Iterable[list[Spec]]) -> list[Spec]:
 def _trained_on(met: list[Spec], split: str) -> list[Leak]:
     if not met or split not in ("train", "all"):
         return []
-    known = _some(list(dict.fromkeys(part.name for part in met)))
+    known = some(list(dict.fromkeys(part.name for part in met)))
     what = (
         f"the weights were trained on the train split of {known}, which split {split!r} {'is' if split == 'train' else 'holds'}: "
         "its classes are not new; take the split 'test'"
@@ -406,7 +406,7 @@ def _classes(shared: list[Class], count: int, told: Collection[tuple[str, ...]])
     if not found:
         return []
     what = (
-        f"the weights were trained on {len(found)} of the {count} classes: {_some(found)}; take the arguments that choose "
+        f"the weights were trained on {len(found)} of the {count} classes: {some(found)}; take the arguments that choose "
         "classes (seed, fold, splits) as in training"
     )
     return [Leak("classes", what, True)]
@@ -511,7 +511,3 @@ def _pretrained(encoder: Encoder | str, own: list[Spec]) -> list[Leak]:
         return [_unchecked(f"what {name} was trained on by those who published it")]
     hits = [row for row in known if any(part.name in row.tasks for part in own)]
     return [Leak("pretrained", f"{row.what.format(name)} ({row.source})", False) for row in hits]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

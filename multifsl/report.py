@@ -18,8 +18,7 @@ from torch import Tensor
 
 from multifsl.answers import Answers
 from multifsl.bank import Bank, Progress
-from multifsl.cache import EmbeddingCache
-from multifsl.checkpoint import read_json, versions, write_atomically
+from multifsl.checkpoint import made_here, read_json, write_atomically
 from multifsl.episode import Indices
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.evaluation import (
@@ -27,6 +26,7 @@ from multifsl.evaluation import (
     Subject,
     answer,
     blocks,
+    cache_for,
     embedded,
     evaluation_of,
     highest,
@@ -161,7 +161,7 @@ def _of_run(source: str, ask: _Ask) -> Shown:
         shown.notes.append(f"all that an evaluation would give: {error}")
         shown.made["settings"] = read_json(folder / "run.json")
         return shown
-    shown.made = {"command": [], "date": _today(), "versions": versions(), "settings": subject.info}
+    shown.made = {"command": [], **made_here(), "settings": subject.info}
     drawn = _drawn(shown, items, ask)
     marks = leaks_of(subject, split, items, allowed=ask.allow_leaks, data_root=ask.data_root, progress=ask.progress)
     bank = _bank(subject, items, ask)
@@ -199,16 +199,13 @@ def _split(subject: Subject, split: str | None) -> tuple[str, Items]:
 
 
 def _bank(subject: Subject, items: Items, ask: _Ask) -> Bank:
-    kept = EmbeddingCache() if ask.cache else None
+    kept = cache_for(subject) if ask.cache else None
     return embedded(subject.method, items, batch_size=ask.batch_size, cache=kept, progress=ask.progress)
 
 
 def _answered(subject: Subject, bank: Bank, drawn: Drawn, episodes: int, ask: _Ask) -> _Seen:
     tasks = [task for block in blocks(drawn.sampler(bank), episodes) for task in block]
-    trials = subject.task.modality == "speech"
-    return _Seen(
-        subject, bank, tasks, answer(subject.method, bank, tasks, episodes, trials=trials, progress=ask.progress)
-    )
+    return _Seen(subject, bank, tasks, answer(subject.method, bank, tasks, episodes, progress=ask.progress))
 
 
 def _command(source: str, split: str, shape: dict[str, Any], ask: _Ask) -> str:
@@ -220,10 +217,6 @@ def _command(source: str, split: str, shape: dict[str, Any], ask: _Ask) -> str:
     words += [word for kind in ask.allow_leaks for word in ("--allow-leak", kind)]
     words += [] if ask.data_root is None else ["--data-root", str(ask.data_root)]
     return shlex.join(words)
-
-
-def _today() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def _steps(path: Path) -> list[dict[str, Any]]:

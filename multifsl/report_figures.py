@@ -8,6 +8,7 @@ from statistics import NormalDist, median
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from multifsl.episode import spelled
 from multifsl.page import COLOURS, Axes, Child, data, el, legend, table
 from multifsl.report_media import Medium
 
@@ -171,7 +172,7 @@ def _row(one: Result) -> dict[str, Child | list[Child]]:
         "AUPR": _fixed(unknown.get("aupr")), "FPR at 95 % TPR": _fixed(unknown.get("fpr_at_95_tpr")),
         "equal error rate": _fixed(trials.get("equal_error_rate")), "min DCF (p 0.01)": _fixed(trials.get("min_dcf_0.01")),
         "min DCF (p 0.05)": _fixed(trials.get("min_dcf_0.05")), "episodes": f"{f['episodes']:,}",
-        "queries a class": _range(f["query"]), "seed": str(f["seed"]), "classes": f["split"], "task": el("code", f["task"]),
+        "queries a class": spelled(f["query"]), "seed": str(f["seed"]), "classes": f["split"], "task": el("code", f["task"]),
         "encoder": el("code", f["encoder"]), "method": el("code", f["method"]),
     }  # fmt: skip
 
@@ -182,11 +183,7 @@ def shape_of(figures: dict[str, Any]) -> str:
     >>> shape_of({"way": [5, 20], "shot": 1})
     '5-20-way 1-shot'
     """
-    return f"{_range(figures['way'])}-way {_range(figures['shot'])}-shot"
-
-
-def _range(value: Any) -> str:
-    return str(value) if isinstance(value, int) else f"{value[0]}-{value[1]}"
+    return f"{spelled(figures['way'])}-way {spelled(figures['shot'])}-shot"
 
 
 def _fixed(value: float | None) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from multifsl.errors import BadFile, BadItem, DataNotFound
+from multifsl.errors import BadFile, BadItem, DataNotFound, some
 from multifsl.task import Items, Source, data_roots
-from multifsl.tasks._files import File, Lazy, build, data_file, folder_or_zip, some
+from multifsl.tasks._files import File, Lazy, build, data_file, folder_or_zip
 from multifsl.tasks._folders import class_folders
 from multifsl.tasks._splits import listed
 

@@ -102,15 +102,6 @@ def data_file(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def some(names: Sequence[str]) -> str:
-    """The first five of many names, and the count of the others.
-
-    >>> some(list("abcdefg"))
-    'a, b, c, d, e and 2 more'
-    """
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def folder_or_zip(folder: Path, name: str) -> Path | None:
     """`folder/name`, or `folder/name.zip` where that is not there; None without either."""
     return next((p for p in (folder / name, folder / f"{name}.zip") if p.exists()), None)

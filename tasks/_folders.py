@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from multifsl.errors import DataNotFound, MultifslError
-from multifsl.tasks._files import File, Parts, contents, folder_or_zip, some
+from multifsl.errors import DataNotFound, MultifslError, some
+from multifsl.tasks._files import File, Parts, contents, folder_or_zip
 
 Entry = tuple[Parts, File | None]
 

@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from multifsl.errors import BadFile, DataNotFound, MultifslError
+from multifsl.errors import BadFile, DataNotFound, MultifslError, some
 from multifsl.task import check_split, split_classes
-from multifsl.tasks._files import resolve, some
+from multifsl.tasks._files import resolve
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 

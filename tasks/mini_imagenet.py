@@ -9,9 +9,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
-from multifsl.errors import BadFile, DataNotFound
+from multifsl.errors import BadFile, DataNotFound, some
 from multifsl.task import Items, Source, Task, check_split
-from multifsl.tasks._files import File, build, contents, data_file, folder_or_zip, some
+from multifsl.tasks._files import File, build, contents, data_file, folder_or_zip
 from multifsl.tasks._folders import class_folders
 from multifsl.tasks._splits import listed
 from multifsl.tasks._tables import read_texts

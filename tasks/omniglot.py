@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from multifsl.download import Get, place
-from multifsl.errors import BadFile, BadItem, DataNotFound
+from multifsl.errors import BadFile, BadItem, DataNotFound, some
 from multifsl.task import Items, Source, Task, check_split
-from multifsl.tasks._files import File, Lazy, contents, data_file, folder_or_zip, some
+from multifsl.tasks._files import File, Lazy, contents, data_file, folder_or_zip
 
 DRAWERS = 20
 OFFICIAL = "https://github.com/brendenlake/omniglot/raw/master/python"
