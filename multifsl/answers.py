@@ -19,7 +19,8 @@ from multifsl import metrics
 from multifsl.episode import UNKNOWN, Indices
 from multifsl.intervals import class_half_width, half_width
 
-WAITING = 2**24  # bytes of logits that wait on their device: asking for each chunk's would hold an accelerator up
+# bytes of logits that wait on their device: asking for each chunk's would hold an accelerator up; many more leave a CPU's cache
+WAITING = 2**19
 BINS = 15
 PAIRS = 50  # of confused classes that are kept
 MOST_CLASSES = 3000  # of which there is a table of all pairs
@@ -30,9 +31,9 @@ class Answers:
     """scores: float64 [B], the share of right queries of each episode. classes: int64 [B, N], the split's, -1 past the ways of an
     episode that has fewer. Of each query of a known class, in the order of the episodes: episode and item, int64 [M]; true and
     predicted class of the split, int64 [M]; confidence, the probability of the predicted class, its negative log-likelihood and
-    Brier score, float64 [M]; known, the highest logit [M]. outside: the highest logit [U] of queries of no class. targets, others:
-    logits of a query's own class and of the episode's others, where these were asked for. diverged: episodes with answers that are
-    not numbers, which count by chance.
+    Brier score, float64 [M]; known, the highest logit [M]. outside, outside_confidence: the highest logit of queries of no
+    class, and its probability, float64 [U]. targets, others: logits of a query's own class and of the episode's others, where these
+    were asked for. diverged: episodes with answers that are not numbers, which count by chance.
     """
 
     scores: np.ndarray
@@ -46,6 +47,7 @@ class Answers:
     brier: np.ndarray
     known: np.ndarray
     outside: np.ndarray
+    outside_confidence: np.ndarray
     targets: np.ndarray
     others: np.ndarray
     diverged: int
@@ -98,21 +100,21 @@ def _read(tasks: Sequence[Indices], logits: Tensor, trials: bool) -> dict[str, n
     inside = y != UNKNOWN
     episode = np.broadcast_to(np.arange(len(tasks))[:, None], y.shape)[inside]  # [M]
     z_in, y_in = z[inside], y[inside]  # [M, N], [M]
-    p = metrics.probabilities(z_in)
-    predicted = z_in.argmax(1)
+    p, z_out = metrics.probabilities(z_in), z[~inside]  # [M, N], [U, N]
+    predicted, at = z_in.argmax(1), np.arange(len(z_in))
     right = predicted == y_in
     if trials and len(z_in):  # a log-probability knows the other classes, and is no score of one
         trials = bool(np.abs(p - np.exp(np.minimum(z_in, 1.0))).max() > 1e-3)
     own = np.zeros(z_in.shape if trials else (0, z_in.shape[1]), dtype=bool)
     if trials:
-        own[np.arange(len(y_in)), y_in] = True
+        own[at, y_in] = True
     shown = z_in[: len(own)]
     return {
         "scores": np.bincount(episode, right, len(tasks)) / np.bincount(episode, minlength=len(tasks)),
         "classes": classes, "episode": episode.copy(), "item": item[inside],
         "true": classes[episode, y_in], "predicted": classes[episode, predicted],
-        "confidence": p.max(1), "nll": metrics.negative_log_likelihood(p, y_in), "brier": metrics.brier(p, y_in),
-        "known": z_in.max(1), "outside": z[~inside].max(1, initial=-np.inf),
+        "confidence": p[at, predicted], "nll": metrics.negative_log_likelihood(p, y_in), "brier": metrics.brier(p, y_in),
+        "known": z_in[at, predicted], "outside": z_out.max(1), "outside_confidence": metrics.probabilities(z_out).max(1),
         "targets": shown[own], "others": shown[~own], "diverged": lost.sum(),
     }  # fmt: skip
 
@@ -153,7 +155,11 @@ def figures(answers: Answers) -> dict[str, Any]:
 
 def details(answers: Answers, class_names: Sequence[str]) -> dict[str, Any]:
     """What a report draws, as plain lists: classes with their accuracy and their queries, the pairs that are confused most, the
-    reliability diagram, the accuracy/coverage curve, and, where logits were kept, the detection error curve."""
+    reliability diagram, the accuracy/coverage curve, and, where logits were kept, the detection error curve.
+
+    coverage: accuracy of the most confident answers against their share of all queries. Those of no class are among them, and to
+    answer one is an error: where there are such, even a perfect method ends below 1.
+    """
     counts = np.bincount(answers.true, minlength=len(class_names))
     rights = np.bincount(answers.true, answers.right, len(class_names))
     used = np.flatnonzero(counts)
@@ -163,7 +169,10 @@ def details(answers: Answers, class_names: Sequence[str]) -> dict[str, Any]:
     )  # [pairs]
     first = np.argsort(-times, kind="stable")[:PAIRS]
     bins = _calibration(answers)
-    coverage = metrics.accuracy_coverage(answers.confidence, answers.right)
+    coverage = metrics.accuracy_coverage(
+        np.concatenate([answers.confidence, answers.outside_confidence]),
+        np.concatenate([answers.right, np.zeros(len(answers.outside), dtype=bool)]),
+    )
     found: dict[str, Any] = {
         "classes": [
             {"name": class_names[c], "accuracy": round(rights[c] / counts[c], 4), "queries": int(counts[c])} for c in used.tolist()

@@ -2,6 +2,7 @@
 
 A file holds what one encoder made of one block of items [B, *], and its name is a checksum of all that this depends on: the
 encoder's weights, arguments and code, and the prepared items. Where those come from, and what they are called, does not count.
+The leak check keeps its checksums here, too (`multifsl.leaks`).
 Files hold tensors and strings alone (safetensors) and are written whole or not at all, so that many processes may share a folder.
 
 Shape letters: B items, D embedding width.
@@ -9,6 +10,7 @@ Shape letters: B items, D embedding width.
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import sys
@@ -17,11 +19,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from multifsl.encoder import Encoder
@@ -31,6 +33,8 @@ from multifsl.functional import digest
 
 LIMIT = 4 * 2**30  # bytes that the files of a cache may take together
 _OURS = re.compile(r"[0-9a-f]{32}\.safetensors|\.[0-9a-f]{32}\.[0-9a-f]{32}")  # the second kind is still being written
+_LONGEST = 2**20  # bytes of a file's header: a damaged one may claim any
+_DAMAGED = (SafetensorError, LookupError, ValueError, TypeError)  # what reading a file raises that is not what we wrote
 
 
 class EmbeddingSet(NamedTuple):
@@ -85,9 +89,7 @@ class EmbeddingCache:
         found: dict[str, EmbeddingSet] = {}
         with _told(self.folder):
             for used, size, path in self._files():
-                with contextlib.suppress(
-                    SafetensorError, KeyError, FileNotFoundError
-                ):  # of no use, and removed when its turn comes
+                with contextlib.suppress(*_DAMAGED, FileNotFoundError):  # of no use, and removed when its turn comes
                     (items, width), header = _shape(path)
                     before = found.get(header["identity"], EmbeddingSet("", 0, 0, 0, 0.0))
                     found[header["identity"]] = EmbeddingSet(
@@ -103,22 +105,41 @@ class EmbeddingCache:
         with _told(self.folder):
             return self._remove_down_to(0)
 
-    def _embed(self, encoder: Encoder, spec: str, identity: str, x: Inputs, batch_size: int) -> Tensor:
-        """Embeddings [B, D] on the encoder's device. Batches of another size round otherwise, and are another key."""
-        items = digest(x if isinstance(x, dict) else {"x": x})
-        path = self.folder / f"{_checksum(f'{identity} {batch_size} {items}'.encode())}.safetensors"
-        found: Tensor | None = None
+    def get(self, key: str) -> Tensor | None:
+        """What was put under a key, on the CPU; None where there is nothing, or it is damaged.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cache = EmbeddingCache(Path(folder))
+        ...     cache.put("a", torch.ones(2, 3), encoder="by hand", identity="")
+        ...     cache.get("a").shape, cache.get("b")
+        (torch.Size([2, 3]), None)
+        """
+        path, found = self._path(key), None
         with self._disk():
             found = _read(path)
             if found is not None:
                 os.utime(path)
+        return found
+
+    def put(self, key: str, z: Tensor, *, encoder: str, identity: str) -> None:
+        """Keep a tensor [B, D] under a key. encoder, identity: what `sets` calls it, and puts together."""
+        with self._disk():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self._path(key), z, {"encoder": encoder, "identity": identity})
+            self._remove_down_to(self.limit)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{_checksum(key.encode())}.safetensors"
+
+    def _embed(self, encoder: Encoder, spec: str, identity: str, x: Inputs, batch_size: int) -> Tensor:
+        """Embeddings [B, D] on the encoder's device. Batches of another size round otherwise, and are another key."""
+        key = f"{identity} {batch_size} {digest(x if isinstance(x, dict) else {'x': x})}"
+        found = self.get(key)
         if found is not None:
             return found.to(encoder.device)
         z = encoder.embed(x, batch_size)
-        with self._disk():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(path, z, {"encoder": spec, "identity": identity})
-            self._remove_down_to(self.limit)
+        self.put(key, z, encoder=spec, identity=identity)
         return z
 
     @contextlib.contextmanager
@@ -134,14 +155,14 @@ class EmbeddingCache:
                 warnings.warn(
                     f"embeddings cannot be kept in {self.folder} ({error.strerror or error}) and are made anew each time; name "
                     "another folder with $MULTIFSL_CACHE",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
     def _files(self) -> list[tuple[int, int, Path]]:
         """(last use in ns, bytes, path) of each file, the longest unused first."""
         found = []
-        for path in self.folder.iterdir() if self.folder.exists() else ():
-            if _OURS.fullmatch(path.name):
+        with contextlib.suppress(FileNotFoundError):  # there is no folder, or no longer
+            for path in filter(lambda path: _OURS.fullmatch(path.name), self.folder.iterdir()):
                 with contextlib.suppress(FileNotFoundError):  # just removed by another process
                     stat = path.stat()
                     found.append((stat.st_mtime_ns, stat.st_size, path))
@@ -202,32 +223,30 @@ def _write(path: Path, z: Tensor, header: dict[str, str]) -> None:
         fresh.unlink(missing_ok=True)
 
 
+# Files are opened once each and not by `safe_open`, which opens them twice: another process may remove one in between.
+
+
 def _read(path: Path) -> Tensor | None:
     """The embeddings of a file; None, and the file is removed, where it is damaged or is not what its name says."""
-    with contextlib.suppress(SafetensorError), _opened(path) as file:
-        z: Tensor = file.get_tensor(path.stem)
-        if (file.metadata() or {}).get("checksum") == digest({path.stem: z}):
+    content = path.read_bytes()
+    with contextlib.suppress(*_DAMAGED):
+        z = load(content)[path.stem]
+        size = int.from_bytes(content[:8], "little")
+        if json.loads(content[8 : 8 + size])["__metadata__"]["checksum"] == digest({path.stem: z}):
             return z
     path.unlink(missing_ok=True)
     return None
 
 
 def _shape(path: Path) -> tuple[list[int], dict[str, str]]:
-    """The shape [B, D] of a file's embeddings, and its header, without reading them."""
-    with _opened(path) as file:
-        return file.get_slice(path.stem).get_shape(), file.metadata() or {}
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises FileNotFoundError also where another process removes it between two looks at it."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except RuntimeError:  # torch opens it once more
-        if path.exists():
-            raise
-        raise FileNotFoundError(path) from None
+    """The shape [B, D] of a file's embeddings, and what is written about them, without reading them."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(size, _LONGEST)))
+        tensor = header[path.stem]
+        if 8 + size + tensor["data_offsets"][1] != os.fstat(file.fileno()).st_size:
+            raise ValueError("the file is cut off")
+    return tensor["shape"], header["__metadata__"]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from multifsl.bank import Bank, Progress, select
+from multifsl.bank import Bank, Progress, sampler_of, select
 from multifsl.curves import write
 from multifsl.encoder import Encoder
 from multifsl.episode import Indices, Range, map_inputs, spelled
@@ -25,6 +25,7 @@ from multifsl.evaluation import (
     Drawn,
     Evaluation,
     Subject,
+    all_ways,
     answer,
     blocks,
     cache_for,
@@ -32,6 +33,7 @@ from multifsl.evaluation import (
     evaluation_of,
     highest,
     is_joined,
+    items_of,
     leaks_of,
     open_subject,
     positions,
@@ -98,7 +100,7 @@ def compare(
     methods: Sequence[str] = (),
     runs: Sequence[str] = (),
     split: str = "test",
-    way: Range = 5,
+    way: Range | Literal["all"] = 5,
     shots: Sequence[int] = (1,),
     query: int = 15,
     episodes: int = 1000,
@@ -148,26 +150,31 @@ def compare(
     if len(set(names)) < len(names):
         raise MultifslError(f"{next(name for name in names if names.count(name) > 1)} is named twice")
     data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
-    items = data.items(split)
-    shape: dict[str, Any] = {
-        "way": way, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
-        "skip_small_classes": skip_small_classes, "unknown": unknown,
-    }  # fmt: skip
-    drawn = {shot: Drawn(items, [], 0, {**shape, "shot": shot}) for shot in shots}  # says at once what does not fit
-    contents = read_contents(items, data.modality, progress)  # once, for all
+    items = items_of(data, split)
+    shapes: dict[int, dict[str, Any]] = {}
+    for shot in shots:
+        shapes[shot] = {
+            "way": 2 if way == "all" else way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups,
+            "imbalance": imbalance, "skip_small_classes": skip_small_classes, "unknown": unknown,
+        }  # fmt: skip
+        if way == "all":
+            shapes[shot]["way"] = all_ways(sampler_of(items, **shapes[shot]))
+    ways = max(highest(shape["way"]) for shape in shapes.values())
+    drawn = {shot: Drawn(items, [], 0, shape) for shot, shape in shapes.items()}  # says at once what does not fit
+    contents = read_contents(items, data.modality, progress, cache=cache)  # once, for all
     subjects: dict[str, Subject] = {}
     banks: dict[str, Bank] = {}
     marks: dict[str, list[Leak]] = {}
     for name, what in asked:
         subject = open_subject(
-            what.get("run"), task=data, encoder=what.get("encoder"), method=what.get("method"), ways=highest(way), seed=seed,
+            what.get("run"), task=data, encoder=what.get("encoder"), method=what.get("method"), ways=ways, seed=seed,
             device=device, data_root=data_root, allow_download=allow_download, progress=progress,
         )  # fmt: skip
         subjects[name] = subject
         twin = next((k for k in banks if _same_items(subjects[k], subject)), None)
         marks[name] = leaks_of(
             subject, split, contents, disjoint_groups=disjoint_groups, allowed=allow_leaks,
-            full=leak_check == "full", data_root=data_root, progress=progress,
+            full=leak_check == "full", cache=cache, data_root=data_root, progress=progress,
         )  # fmt: skip
         banks[name] = (
             banks[twin]
@@ -189,7 +196,7 @@ def compare(
         entries, scores, classes = [], {}, np.empty(0)
         for name, subject in subjects.items():
             entry, scores[name], classes = _entry(
-                name, subject, banks[name], tasks, split, {**shape, "shot": shot}, marks[name], progress
+                name, subject, banks[name], tasks, split, shapes[shot], marks[name], progress
             )
             entries.append(entry)
         entries.sort(key=lambda one: -one.evaluation.accuracy)
@@ -197,7 +204,7 @@ def compare(
             Comparison(
                 task=resolved(data),
                 split=split,
-                way=way,
+                way=shapes[shot]["way"],
                 shot=shot,
                 query=query,
                 episodes=episodes,
@@ -332,10 +339,9 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
         axis.legend(loc="lower right")
     else:
         axis.set_yticks(range(len(names)), names)
-        axis.invert_yaxis()
-        axis.set_xlabel(
-            f"accuracy, {spelled(first.way)}-way {first.shot}-shot (thin: over episodes; wide: over classes)"
-        )
+        axis.set_ylim(len(names) - 0.5, -0.5)  # the best on top
+        told = "" if all(e.evaluation.ci95_classes is None for e in first.entries) else "; wide: over classes"
+        axis.set_xlabel(f"accuracy, {spelled(first.way)}-way {first.shot}-shot (thin: over episodes{told})")
     try:
         write(figure, path)
     except (OSError, ValueError) as error:  # ValueError: no such format

@@ -130,6 +130,29 @@ def spelled(value: Range | Sequence[int]) -> str:
     return str(value) if isinstance(value, int) else f"{value[0]}-{value[1]}"
 
 
+def distinct(rngs: Sequence[np.random.Generator], sizes: np.ndarray, count: int) -> np.ndarray:
+    """`count` numbers below each size [T, R], none of them twice: int64 [T, R, count].
+
+    They are those of `rngs[t].choice(sizes[t, r], count, replace=False)`, one r after the other, for sizes up to 10,000: numpy's
+    way (Floyd's algorithm, then a shuffle), for all t and r together.
+
+    >>> distinct([np.random.default_rng(0)], np.array([[9, 4]]), 3).tolist()
+    [[[7, 4, 5], [3, 2, 0]]]
+    """
+    place = np.arange(count)
+    last = sizes[..., None] - count + place  # [T, R, count]: the highest that each may be
+    bounds = np.concatenate([last, np.broadcast_to(place[:0:-1], (*sizes.shape, count - 1))], 2).reshape(len(rngs), -1)
+    raw = np.concatenate([rng.integers(0, most, endpoint=True) for rng, most in zip(rngs, bounds, strict=True)])
+    raw = raw.reshape(-1, 2 * count - 1).T.copy()  # [2 count - 1, T * R], rows in one piece
+    found = last.reshape(-1, count).T.copy()
+    for k in place:  # one that is there already gives way to the highest, which cannot be
+        found[k] = np.where((found[:k] != raw[k]).all(0), raw[k], found[k])
+    column = np.arange(found.shape[1])
+    for k, other in zip(place[:0:-1], raw[count:], strict=True):
+        found[k], found[other, column] = found[other, column], found[k].copy()
+    return found.T.reshape(*sizes.shape, count)
+
+
 class EpisodeSampler:
     """Draws episodes from labelled items; task `t` of step `s` is a pure function of (seed, s, t).
 
@@ -192,6 +215,7 @@ class EpisodeSampler:
         if disjoint_groups and groups is None:
             raise MultifslError("support and query are to share no group, but these items have no groups")
         self.groups = np.asarray(groups) if disjoint_groups else None
+        self.order, self.sizes = order, np.array([len(rows) for rows in self.rows])
         if skip_small_classes:
             sources = self._without_small(sources)
         self.pools = [np.flatnonzero(sources == s) for s in np.unique(sources[sources >= 0])]
@@ -213,7 +237,7 @@ class EpisodeSampler:
             raise MultifslError(
                 f"way {self.way[1]}{beside} asks for more classes than there are: {len(smallest)} "
                 f"(such as {', '.join(self.names[c] for c in smallest[:3])}); "
-                f"{fits if len(smallest) > self.unknown + 1 else 'take a split with more (--split all), or add some'}"
+                f"{fits if len(smallest) > self.unknown + 1 else 'take a split with more, if there is one, or add some'}"
             )
         used = np.concatenate(self.pools)
         counts = np.array([len(self.rows[c]) for c in used])
@@ -286,11 +310,7 @@ class EpisodeSampler:
         """Task `index` of step `step`."""
         way, shot = self.shape(step)
         rng = np.random.default_rng((self.seed, step, index, 1))
-        pool = self.pools[0]
-        if len(self.pools) > 1:
-            weights = np.array([len(p) for p in self.pools], dtype=np.float64)
-            pool = self.pools[rng.choice(len(self.pools), p=weights / weights.sum())]
-        drawn = rng.choice(pool, way + self.unknown, replace=False)
+        drawn = self._classes(rng, way + self.unknown)
         classes = drawn[:way]
         shots = self._shots(rng, classes, shot)
         if self.unknown:
@@ -312,7 +332,26 @@ class EpisodeSampler:
 
     def tasks(self, step: int, count: int, *, rank: int = 0, world: int = 1) -> list[Indices]:
         """The tasks of a step that fall to process `rank` of `world`: rank, rank + world, ..."""
-        return [self.task(step, index) for index in range(rank, count, world)]
+        indices = range(rank, count, world)
+        way, shot = self.shape(step)
+        alike = self.groups is None and not self.imbalance and not self.unknown and self.sizes.max() <= 10_000
+        if not alike or shot + self.query > 64 or way * len(indices) < 32:  # beyond these, `distinct` is the slower
+            return [self.task(step, index) for index in indices]
+        rngs = [np.random.default_rng((self.seed, step, index, 1)) for index in indices]
+        classes = np.stack([self._classes(rng, way) for rng in rngs])  # [T, N]
+        picks = distinct(rngs, self.sizes[classes], shot + self.query)  # [T, N, K + Q]
+        rows = self.order[(np.cumsum(self.sizes) - self.sizes)[classes][..., None] + picks]
+        support, query = (part.reshape(len(rngs), -1) for part in np.split(rows, [shot], axis=2))
+        support_y, query_y = (np.arange(way).repeat(each) for each in (shot, self.query))
+        return [Indices(s, support_y, q, query_y, c) for s, q, c in zip(support, query, classes, strict=True)]
+
+    def _classes(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Some classes of one data set; each set's chance is its share of the classes."""
+        pool = self.pools[0]
+        if len(self.pools) > 1:
+            weights = np.array([len(p) for p in self.pools], dtype=np.float64)
+            pool = self.pools[rng.choice(len(self.pools), p=weights / weights.sum())]
+        return rng.choice(pool, count, replace=False)
 
     def _shots(self, rng: np.random.Generator, classes: np.ndarray, shot: int) -> np.ndarray:
         """Support items of each class [N], summing to N * shot whatever the imbalance."""

@@ -7,7 +7,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from multifsl.checkpoint import load_run, read_json
 from multifsl.defaults import is_random, open_encoder
 from multifsl.encoder import Encoder
 from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, Range
-from multifsl.episode_file import glance, of_one_shape, read_episodes, write_episodes
+from multifsl.episode_file import among, of_one_shape, open_episodes, read_episodes, write_episodes
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.functional import accuracy
 from multifsl.leaks import READ_MOST, Contents, Leak, check_leaks, find_leaks
@@ -30,7 +30,7 @@ from multifsl.method import Method
 from multifsl.options import check_arguments
 from multifsl.registry import build, resolved
 from multifsl.shipped import run_folder
-from multifsl.task import Chain, Items, Task, check_split
+from multifsl.task import SPLITS, Chain, Items, Task, check_split
 
 DEFAULT_METHOD = "prototypical(distance='cosine')"
 BASE_ITEMS = 2000  # of the train classes, for methods that want to see them
@@ -47,7 +47,8 @@ class Evaluation:
     bins of equal width): over all queries of all episodes. unknown: AUROC, AUPR and the false positive rate at 95 % true positives
     of the highest logit, where there are queries of no class. verification: equal error rate and normalised minimal detection
     costs, for speech. marks: leaks of data that were found and are no errors, or were allowed (`multifsl.leaks`). details: what a
-    report draws.
+    report draws. arguments: of `evaluate`, all that the figures depend on: `evaluate(**arguments)` gives them again, with the same
+    data. Way, shot and queries stand beside it as they were: in a file of episodes they can be others than those asked for.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Evaluation:
     transductive: bool
     marks: list[Leak]
     seconds: float
+    arguments: dict[str, Any] = field(repr=False)
     details: dict[str, Any] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -117,16 +119,17 @@ def evaluate(
         disjoint_groups: support and query share no recording, session or drawer. imbalance, skip_small_classes: see EpisodeSampler.
         unknown: classes beside the episode's whose items are among the queries. outside: queries an episode that belong to no class
             of the task, where it has such (`Task.unknowns`). Neither counts for the accuracy.
-        episodes_file: where the episodes are read from; where there is no such file, the drawn ones are written to it.
+        episodes_file: where the episodes are read from; where there is no such file, the drawn ones are written to it. What is
+            read counts, whatever way, shot, query, seed, unknown and outside are.
         allow_leaks: kinds of leaks that are to be marks, not errors, see `multifsl.leaks`. leak_check: "full" compares the
             items with any number of train items, "quick" with at most 20,000.
-        cache: keep embeddings on disk, and take those that are there (`multifsl cache`).
+        cache: keep embeddings, and what the leak check read of files, on disk, and take what is there (`multifsl cache`).
         allow_download: let a run's pretrained encoder be downloaded where it is not on this machine.
         progress: wraps loops, such as `rich.progress.track`.
 
     Raises:
-        MultifslError: what is asked for does not fit together, the split is too small for it, or data leak. BadFile: the file of
-            episodes is damaged, or of other items.
+        MultifslError: what is asked for does not fit together, the split is too small for it, or data leak. DataNotFound: there
+            are no data, or none of the split. BadFile: the file of episodes is damaged, or of other items.
 
     An example, on any folder with one folder of images a class:
     `evaluate(task="images('photos')", encoder="conv4", split="all", shot=5).accuracy`
@@ -135,48 +138,53 @@ def evaluate(
     check_split(split)
     begin = time.perf_counter()
     path = None if episodes_file is None else Path(episodes_file)
-    listed = path is not None and path.exists()
+    written = None if path is None or not path.exists() else open_episodes(path)
     ways = None if way == "all" else highest(way)
-    if path is not None and listed:
-        ways, written_seed = glance(path)
-        seed = seed if written_seed is None else written_seed
+    if written is not None:
+        ways = written.ways
+        seed = seed if written.seed is None else written.seed
+        outside = outside if written.outside is None else written.outside
     subject = open_subject(
         run, task=task, encoder=encoder, method=method, weights=weights, ways=ways, seed=seed, device=device, data_root=data_root,
         allow_download=allow_download, progress=progress,
     )  # fmt: skip
     learner, data = subject.method, subject.task
-    items = data.items(split)
+    items = items_of(data, split)
     shape: dict[str, Any] = {
         "way": 2 if way == "all" else way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups,
         "imbalance": imbalance, "skip_small_classes": skip_small_classes, "unknown": unknown,
     }  # fmt: skip
-    if way == "all" and not listed:
+    if way == "all" and written is None:
         shape["way"] = all_ways(sampler_of(items, **shape))
-    drawn = Drawn(items, data.unknowns(split) if outside else [], outside, shape, check=not listed)
-    if path is not None and listed and items.groups is not None:
-        written = read_episodes(path, drawn.items, split, range(len(drawn.items.labels)))
-        disjoint_groups = all(_parted(one, drawn.items.groups) for one in written)
+        check_ways(learner, shape["way"])
+    drawn = Drawn(items, data.unknowns(split) if outside else [], outside, shape, check=written is None)
+    listed = [] if written is None else read_episodes(written, drawn.items, split)
+    if listed and items.groups is not None:
+        disjoint_groups = all(_parted(one, drawn.items.groups) for one in listed)
     marks = leaks_of(
         subject, split, items, weights=weights, disjoint_groups=disjoint_groups, allowed=allow_leaks,
-        full=leak_check == "full", data_root=data_root, progress=progress,
+        full=leak_check == "full", cache=cache, data_root=data_root, progress=progress,
     )  # fmt: skip
     bank = embedded(
         learner, drawn.items, batch_size=batch_size, cache=cache_for(subject) if cache else None, progress=progress
     )
     kept = positions(drawn.items, bank.items)
-    tasks: Tasks | list[Indices] = [] if listed else drawn.sampler(bank)
-    if path is not None:
-        if not listed:
-            every = (task for block in blocks(tasks, episodes) for task in block)
-            write_episodes(path, every, drawn.items, split, kept, seed)
-        tasks = read_episodes(path, drawn.items, split, kept)
-        shape |= {
-            "way": _range_of([len(one.classes) for one in tasks]),
-            "shot": _range_of([len(one.support) // len(one.classes) for one in tasks]),
-            "query": _range_of([int((one.query_y != UNKNOWN).sum()) // len(one.classes) for one in tasks]),
-        }
+    tasks: Tasks | list[Indices] = among(kept, listed, written.path) if written is not None else drawn.sampler(bank)
+    if path is not None and written is None:
+        tasks = [task for block in blocks(tasks, episodes) for task in block]
+        write_episodes(path, tasks, drawn.items, split, kept, seed, outside)
     answers = answer(learner, bank, tasks, episodes, progress=progress)
-    return evaluation_of(subject, answers, items, split, shape, marks, time.perf_counter() - begin)
+    shape |= {"way": way} if written is not None else {}  # as asked for: the file's follows below
+    asked = {**shape, "outside": outside, "episodes_file": None if path is None else str(path)}
+    found = evaluation_of(subject, answers, items, split, asked, marks, time.perf_counter() - begin)
+    if not isinstance(tasks, list):
+        return found
+    return replace(
+        found,
+        way=_range_of([len(one.classes) for one in tasks]),
+        shot=_range_of([len(one.support) // len(one.classes) for one in tasks]),
+        query=_range_of([int((one.query_y != UNKNOWN).sum()) // len(one.classes) for one in tasks]),
+    )
 
 
 def evaluation_of(
@@ -188,14 +196,20 @@ def evaluation_of(
     marks: list[Leak],
     seconds: float,
 ) -> Evaluation:
-    """The figures of answers. items: of the split. shape: at least EpisodeSampler's way, shot, query and seed."""
+    """The figures of answers. items: of the split. shape: the arguments of `evaluate` that the episodes were drawn by, of which
+    way, shot, query and seed must be there."""
     method, found = subject.method, figures(answers)
+    arguments = {
+        **subject.asked, "split": split, **shape, "episodes": len(answers.scores),
+        "allow_leaks": sorted({leak.kind for leak in marks if leak.severe}),
+    }  # fmt: skip
     if is_joined(items):  # a class left out would move the share of its data set, which is no variation between classes
         found["ci95_classes"] = None
     return Evaluation(
         task=resolved(subject.task), split=split, encoder=resolved(method.encoder), method=resolved(method),
         **{key: shape[key] for key in ("way", "shot", "query", "seed")}, episodes=len(answers.scores), **found,
-        transductive=method.transductive, marks=marks, seconds=round(seconds, 3), details=details(answers, items.class_names),
+        transductive=method.transductive, marks=marks, seconds=round(seconds, 3), arguments=arguments,
+        details=details(answers, items.class_names),
     )  # fmt: skip
 
 
@@ -205,11 +219,13 @@ def is_joined(items: Items) -> bool:
 
 
 class Subject(NamedTuple):
-    """What is evaluated: a method, in evaluation mode on its device, the task, and the page of its run, where it is of one."""
+    """What is evaluated: a method, in evaluation mode on its device, the task, and the page of its run, where it is of one. asked:
+    the arguments of `evaluate` that give it again."""
 
     method: Method
     task: Task
     info: dict[str, Any] | None
+    asked: dict[str, str | None]
 
 
 def open_subject(
@@ -228,6 +244,7 @@ def open_subject(
 ) -> Subject:
     """A run's method, or one on an encoder as it is. ways: the most classes of an episode. Raises as `evaluate`."""
     where = pick_device(device)
+    torch.manual_seed(seed)  # weights that nobody trained or published start at random
     info: dict[str, Any] | None = None
     if run is not None:
         if encoder is not None:
@@ -241,20 +258,48 @@ def open_subject(
         raise MultifslError("evaluate takes a run, or a task and an encoder")
     data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
     if encoder is not None:
-        torch.manual_seed(seed)  # an encoder without published weights starts at random
         network = open_encoder(encoder, task=data)
         if is_random(encoder, network):
             warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=3)
         learner = build("methods", method or DEFAULT_METHOD, encoder=network, way=ways).to(where)
         learner.warn_of_random_weights()
     check_modality(learner, data)
-    if ways is not None and learner.max_way is not None and ways > learner.max_way:
-        raise MultifslError(f"{resolved(learner)} tells at most {learner.max_way} classes apart, not {ways}")
+    if ways is not None:
+        check_ways(learner, ways)
     if learner.wants_base and not learner.saw_base:
         own = None if info is None else info.get("task")
         base = data if own in (None, task) else build("tasks", own, data_root=data_root)
         learn_base(learner.eval(), base.items("train"), progress)
-    return Subject(learner.eval(), data, info)
+    asked = {
+        "run": None if run is None else str(run), "weights": weights, "task": resolved(data),
+        "encoder": None if run is not None else learner.encoder.run or resolved(learner.encoder),
+        "method": None if run is not None and method is None else resolved(learner),
+    }  # fmt: skip
+    return Subject(learner.eval(), data, info, asked)
+
+
+def check_ways(method: Method, ways: int) -> None:
+    """Raises MultifslError where a method cannot tell so many classes apart."""
+    if method.max_way is not None and ways > method.max_way:
+        raise MultifslError(
+            f"{resolved(method)} tells at most {method.max_way} classes apart, not {ways}: ask for fewer (--way), or "
+            f"take one that was built or trained with max_way={ways}"
+        )
+
+
+def items_of(task: Task, split: str) -> Items:
+    """The items of a split. Raises DataNotFound; where other splits are there, it names them."""
+    try:
+        return task.items(split)
+    except DataNotFound as error:
+        here = []
+        for other in set(SPLITS) - {split}:
+            with contextlib.suppress(DataNotFound):
+                task.items(other)
+                here.append(f"--split {other}")
+        if not here:
+            raise
+        raise DataNotFound(f"{error}; other classes are here: {', '.join(sorted(here))}") from error
 
 
 def cache_for(subject: Subject) -> EmbeddingCache | None:
@@ -272,6 +317,7 @@ def leaks_of(
     disjoint_groups: bool = False,
     allowed: Collection[str] = (),
     full: bool = False,
+    cache: bool = False,
     data_root: Path | str | None = None,
     progress: Progress | None = None,
 ) -> list[Leak]:
@@ -287,7 +333,7 @@ def leaks_of(
             train = build("tasks", trained["task"], data_root=data_root).items("train")
     found = find_leaks(
         subject.task, split, encoder=encoder.run or encoder, test=items, train=train, run_info=info, weights=weights,
-        disjoint_groups=disjoint_groups, most=None if full else READ_MOST, progress=progress,
+        disjoint_groups=disjoint_groups, most=None if full else READ_MOST, cache=cache, progress=progress,
     )  # fmt: skip
     return check_leaks(found, allowed)
 

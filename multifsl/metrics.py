@@ -117,25 +117,6 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> Ca
     return Calibration(count, *(_mean(np.bincount(index, x, bins), count) for x in (confidence, right)))
 
 
-def merge(a: Calibration, b: Calibration) -> Calibration:
-    """The calibration of the answers of both, as if they had come at once.
-
-    Raises:
-        MultifslError: they have different numbers of bins.
-
-    >>> half = calibration(np.array([0.9]), np.array([True]), bins=2)
-    >>> merge(half, calibration(np.array([0.7]), np.array([False]), bins=2)).accuracy.tolist()
-    [nan, 0.5]
-    """
-    if len(a.count) != len(b.count):
-        raise MultifslError(
-            f"calibrations of {len(a.count)} and {len(b.count)} bins cannot be merged: ask for the same bins"
-        )
-    count = a.count + b.count
-    sums = (np.nan_to_num(x) * a.count + np.nan_to_num(y) * b.count for x, y in zip(a[1:], b[1:], strict=True))
-    return Calibration(count, *(_mean(total, count) for total in sums))
-
-
 def expected_calibration_error(c: Calibration) -> float:
     """Mean of |accuracy - confidence| over the answers' bins, each weighted by its count: 0 to 1.
 

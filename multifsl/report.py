@@ -20,6 +20,7 @@ from multifsl.answers import Answers
 from multifsl.bank import Bank, Progress
 from multifsl.checkpoint import made_here, read_json, write_atomically
 from multifsl.episode import Indices
+from multifsl.episode_file import among, open_episodes, read_episodes
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.evaluation import (
     Drawn,
@@ -30,8 +31,10 @@ from multifsl.evaluation import (
     embedded,
     evaluation_of,
     highest,
+    items_of,
     leaks_of,
     open_subject,
+    positions,
 )
 from multifsl.options import check_arguments
 from multifsl.page import el, page
@@ -41,8 +44,9 @@ from multifsl.shipped import names_run, run_folder
 from multifsl.task import Items, check_split
 
 SHOTS = (1, 5)
-POINTS = 600  # of the maps of a page, all together
-MISTAKES = 9
+ITEMISED = 6  # sources of a page of which items are shown: a map and mistakes of each
+POINTS = 600  # on a map
+MISTAKES = (24, 48)  # of a source, and of a page, at most
 CLASSES = 20  # on a map: more colours than that cannot be told apart
 SIDES = {"point": 64, "mistake": 160}  # pixels
 
@@ -98,7 +102,8 @@ def report(
     files = {source: read_result(Path(source)) for source in sources if not _is_run(source)}
     ask = _Ask(
         task, split, {"way": way, "query": query, "seed": seed, "skip_small_classes": skip_small_classes}, shots, episodes,
-        list(allow_leaks), batch_size, cache, device, data_root, allow_download, progress, len(sources),
+        list(allow_leaks), batch_size, cache, device, data_root, allow_download, progress,
+        min(MISTAKES[0], MISTAKES[1] // min(len(sources), ITEMISED)), [],
     )  # fmt: skip
     shown = [_of_file(files[source], ask) if source in files else _of_run(source, ask) for source in sources]
     today = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
@@ -112,7 +117,10 @@ def report(
 
 
 class _Ask(NamedTuple):
-    """The arguments of `report` that every source needs; shape: EpisodeSampler's but for the shots. parts: how many sources."""
+    """The arguments of `report` that every source needs; shape: EpisodeSampler's but for the shots.
+
+    mistakes: of each source, at most. itemised: the sources of which items are shown already, with the embeddings on their map.
+    """
 
     task: str | None
     split: str | None
@@ -126,7 +134,8 @@ class _Ask(NamedTuple):
     data_root: Path | str | None
     allow_download: bool
     progress: Progress | None
-    parts: int
+    mistakes: int
+    itemised: list[tuple[Shown, list[str], np.ndarray]]
 
 
 class _Seen(NamedTuple):
@@ -163,7 +172,9 @@ def _of_run(source: str, ask: _Ask) -> Shown:
         return shown
     shown.made = {"command": [], **made_here(), "settings": subject.info}
     drawn = _drawn(shown, items, ask)
-    marks = leaks_of(subject, split, items, allowed=ask.allow_leaks, data_root=ask.data_root, progress=ask.progress)
+    marks = leaks_of(
+        subject, split, items, allowed=ask.allow_leaks, cache=ask.cache, data_root=ask.data_root, progress=ask.progress
+    )
     bank = _bank(subject, items, ask)
     for one in drawn:
         seen = _answered(subject, bank, one, ask.episodes, ask)
@@ -191,7 +202,7 @@ def _drawn(shown: Shown, items: Items, ask: _Ask) -> list[Drawn]:
 def _split(subject: Subject, split: str | None) -> tuple[str, Items]:
     """The split asked for, else the test classes, else, where these are not here, those of validation."""
     if split is not None:
-        return split, subject.task.items(split)
+        return split, items_of(subject.task, split)
     try:
         return "test", subject.task.items("test")
     except DataNotFound:
@@ -203,8 +214,10 @@ def _bank(subject: Subject, items: Items, ask: _Ask) -> Bank:
     return embedded(subject.method, items, batch_size=ask.batch_size, cache=kept, progress=ask.progress)
 
 
-def _answered(subject: Subject, bank: Bank, drawn: Drawn, episodes: int, ask: _Ask) -> _Seen:
-    tasks = [task for block in blocks(drawn.sampler(bank), episodes) for task in block]
+def _answered(
+    subject: Subject, bank: Bank, drawn: Drawn, episodes: int, ask: _Ask, listed: list[Indices] | None = None
+) -> _Seen:
+    tasks = listed or [task for block in blocks(drawn.sampler(bank), episodes) for task in block]
     return _Seen(subject, bank, tasks, answer(subject.method, bank, tasks, episodes, progress=ask.progress))
 
 
@@ -260,6 +273,11 @@ _FIGURES = {
         "coverage": {"coverage": _SHARES, "accuracy": _SHARES},
         "detection": ({"false_accept": _SHARES, "false_reject": _SHARES}, None),
     },
+}  # fmt: skip
+_ARGUMENTS = {  # of `evaluate`
+    **dict.fromkeys(("run", "encoder", "method", "episodes_file"), (str, None)), **dict.fromkeys(("task", "split", "weights"), str),
+    **dict.fromkeys(("way", "shot"), _RANGE), **dict.fromkeys(("query", "seed", "episodes", "unknown", "outside"), int),
+    **dict.fromkeys(("disjoint_groups", "skip_small_classes"), bool), "imbalance": float,
 }  # fmt: skip
 _COMPARISON = {
     **dict.fromkeys(("task", "split"), str),
@@ -346,26 +364,42 @@ def _of_file(file: _File, ask: _Ask) -> Shown:
 
 def _again(result: Result, ask: _Ask) -> _Seen:
     """The same episodes once more. Raises MultifslError where that cannot be, or does not give the same accuracy."""
-    figures, run = result.figures, result.source if _is_run(result.source) else None
-    way, shot = (value if isinstance(value, int) else tuple(value) for value in (figures["way"], figures["shot"]))
+    figures = result.figures
+    if not isinstance(figures.get("arguments"), dict):
+        raise MultifslError("the file does not say what it was made by (`arguments`); name the run itself beside it")
+    asked: dict[str, Any] = {
+        **dict.fromkeys(("disjoint_groups", "skip_small_classes"), False), "imbalance": 0.0, "unknown": 0, "outside": 0,
+        "episodes_file": None, **figures["arguments"],
+    }  # fmt: skip
+    _check(asked, _ARGUMENTS, f"{result.source} is no result: it.arguments")
+    way, shot = (value if isinstance(value, int) else tuple(value) for value in (asked["way"], asked["shot"]))
+    file = None if asked["episodes_file"] is None else open_episodes(Path(asked["episodes_file"]))
     with warnings.catch_warnings(
         action="ignore"
-    ):  # what it warns of does not matter: only whether the accuracy is the same
+    ):  # what they say does not matter: only whether the accuracy is the same
         subject = open_subject(
-            run, task=figures["task"], encoder=None if run else figures["encoder"], method=None if run else figures["method"],
-            ways=highest(way), seed=figures["seed"], device=ask.device, data_root=ask.data_root, allow_download=ask.allow_download,
+            **{key: asked[key] for key in ("run", "task", "encoder", "method", "weights", "seed")},
+            ways=highest(way) if file is None else file.ways, device=ask.device, data_root=ask.data_root,
+            allow_download=ask.allow_download, progress=ask.progress,
         )  # fmt: skip
-    if run is None and not subject.method.encoder.pretrained:
-        raise MultifslError("the file does not hold the encoder's weights; name the run itself beside it")
-    shape = {"way": way, "shot": shot, "query": figures["query"], "seed": figures["seed"]}
-    items = subject.task.items(figures["split"])
-    drawn = Drawn(items, [], 0, shape)
-    seen = _answered(subject, _bank(subject, items, ask), drawn, figures["episodes"], ask)
+    split, outside = asked["split"], asked["outside"]
+    check_split(split)
+    outsiders = subject.task.unknowns(split) if outside else []
+    shape = {
+        key: asked[key] for key in ("query", "seed", "disjoint_groups", "imbalance", "skip_small_classes", "unknown")
+    }
+    shape |= {"way": way, "shot": shot}
+    drawn = Drawn(items_of(subject.task, split), outsiders, outside, shape, check=file is None)
+    bank = _bank(subject, drawn.items, ask)
+    listed = None
+    if file is not None:
+        listed = among(positions(drawn.items, bank.items), read_episodes(file, drawn.items, split), file.path)
+    seen = _answered(subject, bank, drawn, asked["episodes"], ask, listed)
     found = float(seen.answers.scores.mean())
     if abs(found - figures["accuracy"]) > 1e-4:
         raise MultifslError(
-            f"the same encoder and method had an accuracy of {found:.4f} here, not {figures['accuracy']:.4f}: trained weights or "
-            "options of the episodes are not in the file; name the run itself beside it"
+            f"the same arguments gave an accuracy of {found:.4f} here, not {figures['accuracy']:.4f}: the weights or the data are "
+            "not those of the file"
         )
     return seen
 
@@ -374,36 +408,56 @@ def _again(result: Result, ask: _Ask) -> _Seen:
 
 
 def _add_items(shown: Shown, seen: _Seen, ask: _Ask) -> None:
-    """All pairs of classes that were confused, the map, and the mistakes."""
+    """All pairs of classes that were confused, the map, unless it is that of a source before, and the mistakes."""
     names, answers = seen.bank.items.class_names, seen.answers
     both = np.stack([answers.true, answers.predicted], 1)[~answers.right]  # [wrong, 2]
     pairs, counts = np.unique(both, axis=0, return_counts=True)
     shown.pairs = [(names[a], names[b], n) for (a, b), n in zip(pairs.tolist(), counts.tolist(), strict=True)]
-    shown.points = _points(seen, max(POINTS // ask.parts, 1), ask.shape["seed"])
-    shown.mistakes = _mistakes(seen, max(MISTAKES // ask.parts, 1))
+    if len(ask.itemised) == ITEMISED:
+        shown.notes.append(
+            f"the map and the mistakes: a page shows items of its first {ITEMISED} sources; make a page of this one alone"
+        )
+        return
+    rows, z = _on_the_map(seen, ask.shape["seed"])
+    classes = [str(names[c]) for c in seen.bank.items.labels[rows].tolist()]
+    for other, known, embeddings in ask.itemised:
+        if known == classes and embeddings.shape == z.shape and np.allclose(embeddings, z, atol=1e-5):
+            other.mapped.append(shown.title)
+            break
+    else:
+        shown.mapped = [shown.title]
+        shown.whole = (len(seen.bank.items.labels), len(np.unique(seen.bank.items.labels)))
+        shown.points = [
+            Point(float(a), float(b), name, _medium(seen, row, "point"))
+            for row, name, (a, b) in zip(rows.tolist(), classes, _layout(z, ask.shape["seed"]), strict=False)
+        ]
+    ask.itemised.append((shown, classes, z))
+    shown.wrong, shown.asked = len(np.unique(answers.item[~answers.right])), len(np.unique(answers.item))
+    shown.mistakes = _mistakes(seen, ask.mistakes)
 
 
-def _points(seen: _Seen, most: int, seed: int) -> list[Point]:
-    """Some items of some classes, laid out by t-SNE; none where there are too few, or embeddings of one number."""
-    from sklearn.manifold import TSNE
-
-    items, rng = seen.bank.items, np.random.default_rng(seed)
-    chosen = rng.permutation(np.unique(items.labels))[:CLASSES]
-    each = max(most // len(chosen), 1)
-    rows = np.concatenate([rng.permutation(np.flatnonzero(items.labels == c))[:each] for c in chosen])  # [P]
+def _on_the_map(seen: _Seen, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [P] of some items of some classes, and their embeddings [P, D]."""
+    labels, rng = seen.bank.items.labels, np.random.default_rng(seed)
+    chosen = rng.permutation(np.unique(labels))[:CLASSES]
+    rows = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[: POINTS // len(chosen)] for c in chosen])
     method, z = seen.subject.method, seen.bank.gather(rows)
     if not method.takes_embeddings:
         z = method.encoder.embed(z)
     assert isinstance(z, Tensor)
-    if len(rows) < 5 or z.shape[1] < 2:
-        return []
-    layout = TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), metric="cosine", init="pca", random_state=seed)
-    places = layout.fit_transform(z.cpu().numpy())  # [P, 2]
-    places = places - (places.max(0) + places.min(0)) / 2
-    return [
-        Point(float(a), float(b), str(items.class_names[items.labels[row]]), _medium(seen, row, "point"))
-        for row, (a, b) in zip(rows.tolist(), places, strict=True)
-    ]
+    return rows, z.cpu().numpy()
+
+
+def _layout(z: np.ndarray, seed: int) -> np.ndarray:
+    """Places [P, 2] by t-SNE, around 0; none where there are too few embeddings, or embeddings of one number."""
+    from sklearn.manifold import TSNE
+
+    if len(z) < 5 or z.shape[1] < 2:
+        return np.empty((0, 2))
+    layout = TSNE(perplexity=min(30.0, (len(z) - 1) / 3), metric="cosine", init="pca", random_state=seed)
+    places: np.ndarray = layout.fit_transform(z)
+    places -= (places.max(0) + places.min(0)) / 2
+    return places
 
 
 def _mistakes(seen: _Seen, most: int) -> list[Mistake]:

@@ -15,6 +15,7 @@ from multifsl.report_media import Medium
 MATRIX = 40  # classes of which every pair is shown
 LISTED = 20  # classes, or pairs of them, in a list
 OVERLAID = COLOURS  # results in one plot
+FIRST = 6  # mistakes that are seen at once; the others unfold
 GROUPS = 10  # colours of a map: of twice as many classes, as discs and squares
 
 
@@ -59,6 +60,8 @@ class Shown:
 
     title: the argument. detail: that of the results whose classes and mistakes are shown. comparisons: `Comparison.to_json()`.
     steps: lines of a run's metrics.jsonl. pairs: (true, answered, queries) of all wrong answers of `detail`, where they are known.
+    mapped: the arguments whose map `points` is. whole: how many items and classes the split has. wrong, asked: how many items were
+    ever answered wrongly, and were queries at all.
     notes: what is missing, and why. made: command, versions and date of the figures, and a run's settings, as far as known.
     """
 
@@ -69,7 +72,11 @@ class Shown:
     steps: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[tuple[str, str, int]] | None = None
     points: list[Point] = field(default_factory=list)
+    mapped: list[str] = field(default_factory=list)
+    whole: tuple[int, int] = (0, 0)
     mistakes: list[Mistake] = field(default_factory=list)
+    wrong: int = 0
+    asked: int = 0
     notes: list[str] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
 
@@ -147,21 +154,45 @@ def _headline(results: Sequence[Result]) -> Element | None:
     if not results:
         return None
     rows = [_row(one) for one in results]
-    head = [name for name in rows[0] if any(row[name] != "" for row in rows) or name == ""]
+    told = [name for name in rows[0] if any(row[name] != "" for row in rows) or name == ""]
+    alike = [name for name in told if name in _SETTINGS and len({str(row[name]) for row in rows}) == 1]
+    head = [name for name in told if name not in alike]
+    facts = [el("div", el("dt", name), el("dd", _cell(name, rows[0][name]))) for name in alike]
+    marks = {(leak["kind"], leak["message"]) for one in results for leak in one.figures["marks"]}
+    facts += [el("div", el("dt", el("span", kind, class_="badge mark")), el("dd", why)) for kind, why in sorted(marks)]
     caption = (
-        "Accuracy is the mean over episodes of the share of right queries; both ± are half widths of 95 % intervals. The one over "
+        "What was measured; below the table, what is the same for all of it, and what the marks mean. Accuracy is the mean over "
+        "episodes of the share of right queries; both ± are half widths of 95 % intervals. The one over "
         "episodes takes these data as given; the one over classes asks what other classes and items of the kind would give, and is "
         "the one to look at before a claim about new classes. Log loss (nats), Brier score (0 to 2) and calibration error (15 "
         "bins) are better when lower. Figures of another way, shot or split are not comparable with these."
     )
-    cells = [[row[name] for name in head] for row in rows]
-    return _figure("headline", "All results", caption, table(head, cells, "All results"), wide=True)
+    cells = [[_cell(name, row[name]) for name in head] for row in rows]
+    return _figure(
+        "headline",
+        "All results",
+        caption,
+        table(head, cells, "All results"),
+        el("dl", facts, class_="facts"),
+        wide=True,
+    )
+
+
+_OPTIONS = ("disjoint_groups", "imbalance", "skip_small_classes", "unknown", "outside", "episodes_file")
+_SPECS = ("task", "encoder", "method")
+_SETTINGS = ("episodes", "queries a class", "seed", "classes", "options", *_SPECS)
+
+
+def _cell(name: str, value: Child | list[Child]) -> Child | list[Child]:
+    return el("code", value) if name in _SPECS else value
 
 
 def _row(one: Result) -> dict[str, Child | list[Child]]:
     """Column -> cell, "" where there is nothing to say."""
     f = one.figures
     unknown, trials = f["unknown"] or {}, f["verification"] or {}
+    asked = f.get("arguments") or {}
+    options = ", ".join(f"{key}={asked[key]}" for key in _OPTIONS if asked.get(key))
     badges = [el("span", "transductive" if f["transductive"] else "inductive", class_="badge")]
     badges += [el("span", leak["kind"], class_="badge mark", title=leak["message"]) for leak in f["marks"]]
     return {
@@ -172,8 +203,8 @@ def _row(one: Result) -> dict[str, Child | list[Child]]:
         "AUPR": _fixed(unknown.get("aupr")), "FPR at 95 % TPR": _fixed(unknown.get("fpr_at_95_tpr")),
         "equal error rate": _fixed(trials.get("equal_error_rate")), "min DCF (p 0.01)": _fixed(trials.get("min_dcf_0.01")),
         "min DCF (p 0.05)": _fixed(trials.get("min_dcf_0.05")), "episodes": f"{f['episodes']:,}",
-        "queries a class": spelled(f["query"]), "seed": str(f["seed"]), "classes": f["split"], "task": el("code", f["task"]),
-        "encoder": el("code", f["encoder"]), "method": el("code", f["method"]),
+        "queries a class": spelled(f["query"]), "seed": str(f["seed"]), "classes": f["split"], "options": options,
+        "task": f["task"], "encoder": f["encoder"], "method": f["method"],
     }  # fmt: skip
 
 
@@ -283,9 +314,12 @@ def _shots(shown: Sequence[Shown]) -> Element | None:
         return None
     several = several[:OVERLAID]
     counts = sorted({f["shot"] for _, found in several for f in found})
+    said = [
+        f"{names}, " + ", ".join(f"{f['accuracy']:.3f} with {f['shot']}" for f in found) for names, found in several
+    ]
     low = min(f["accuracy"] - f["ci95"] for _, found in several for f in found)
     plot = Axes(
-        "accuracy against the number of labelled examples a class",
+        "accuracy against the number of labelled examples a class: " + "; ".join(said),
         x=(-0.3, len(counts) - 0.7), y=(max(0.0, low - 0.03), 1.0), x_ticks=[(i, str(n)) for i, n in enumerate(counts)],
         x_label="labelled examples a class (shots)", y_label="accuracy",
     )  # fmt: skip
@@ -294,8 +328,8 @@ def _shots(shown: Sequence[Shown]) -> Element | None:
         plot.whiskers(xs, ys, [f["ci95"] for f in found], i)
         plot.line(xs, ys, i, dots=True)
     caption = (
-        "Bars are 95 % intervals over episodes. The steps along the axis are not to scale. It says how far more labels helped on "
-        "these classes, not what beyond the last point."
+        "Accuracy by the number of labelled examples; bars are 95 % intervals over episodes. The steps along the axis are not to "
+        "scale. It says how far more labels helped on these classes, not what beyond the last point."
     )
     return _figure("shots", "Accuracy against shots", caption, plot.svg, legend([names for names, _ in several]))
 
@@ -340,7 +374,9 @@ def _reliability(one: Result, ident: str) -> Element:
     count = len(bins["queries"])
     edges = [(i / count, (i + 1) / count) for i in range(count)]
     title = f"Reliability, {one.name}"
-    plot = Axes(title, x=(0.0, 1.0), y=(0.0, 1.0), x_label="confidence", y_label="accuracy")
+    plot = Axes(
+        f"accuracy by confidence, {one.name}", x=(0.0, 1.0), y=(0.0, 1.0), x_label="confidence", y_label="accuracy"
+    )
     for edge, n, confidence, accuracy in zip(
         edges, bins["queries"], bins["confidence"], bins["accuracy"], strict=False
     ):
@@ -357,9 +393,10 @@ def _reliability(one: Result, ident: str) -> Element:
         if n:
             counts.bar(edge, log10(n), f"{n:,} queries", "bar faint")
     caption = (
-        f"Calibration error {one.figures['calibration_error']:.4f}. Bars on the dashed line: of the answers given with a "
-        "confidence of 80 %, 80 % are right. Above it, it is better than it thinks; below, worse. The lower plot counts the "
-        "queries (each line is ten times the one below): a bar of few says little, and a calibrated method may still be a poor one."
+        f"How right it is at each confidence; calibration error {one.figures['calibration_error']:.4f}. Bars on the dashed line: "
+        "of the answers given with a confidence of 80 %, 80 % are right. Above it, it is better than it thinks; below, worse. The "
+        "lower plot counts the queries (each line is ten times the one below): a bar of few says little, and a calibrated method "
+        "may still be a poor one."
     )
     return _figure(ident, title, caption, plot.svg, counts.svg)
 
@@ -505,8 +542,10 @@ def _classes(one: Shown, ident: str, _: str) -> Element | None:
 def _map(one: Shown, ident: str, named: str) -> Element | None:
     if not one.points:
         return None
+    named = f": {', '.join(one.mapped)}" if named else ""
     names = list(dict.fromkeys(point.name for point in one.points))
     side, edge, radius = 400.0, 10.0, 4.5
+    items, classes = one.whole
     span = max(max(abs(p.x) for p in one.points), max(abs(p.y) for p in one.points), 1e-9)
     svg = el(
         "svg", viewBox=f"0 0 {side:g} {side:g}", class_="plot map", tabindex=0, role="application",
@@ -521,18 +560,18 @@ def _map(one: Shown, ident: str, named: str) -> Element | None:
         else:
             svg.append(el("rect", x=left - radius, y=top - radius, width=1.8 * radius, height=1.8 * radius, **kind))
     marks = [el("li", el("span", class_=f"spot {_group(names, name)}", aria_hidden="true"), name) for name in names]
-    hint = el("p", "Point at an item.", class_="hint")
-    items = [{"name": point.name, **point.medium} for point in one.points]
+    hint = el("p", "Point at an item or touch it; or tab to the map, and use the arrow keys.", class_="hint")
+    media = [{"name": point.name, **point.medium} for point in one.points]
     caption = (
-        f"{len(one.points)} items of {len(names)} classes, drawn by seed, embedded and laid out by t-SNE (cosine distance); an "
-        "item shows itself under the pointer, the finger or the arrow keys. Near neighbours are alike to the encoder. Distances "
-        "between far clusters, their sizes and their shapes mean nothing, and t-SNE can show clusters where there are none."
+        f"{len(one.points)} items of {len(names)} classes (the split has {items:,} of {classes:,}), drawn by seed, embedded "
+        "and laid out by t-SNE (cosine distance). Near neighbours are alike to the encoder. Distances between far clusters, their "
+        "sizes and their shapes mean nothing, and t-SNE can show clusters where there are none."
     )
     return _figure(
         ident, f"Map of embeddings{named}", caption,
         el("div", svg, el("div", hint, class_="shows", id=f"{ident}-shows", aria_live="polite"), el("ul", marks, class_="legend"),
            class_="mapped"),
-        data(f"{ident}-items", items), wide=True,
+        data(f"{ident}-items", media), wide=True,
     )  # fmt: skip
 
 
@@ -545,6 +584,7 @@ def _group(names: list[str], name: str) -> str:
 def _mistakes(one: Shown, ident: str, named: str) -> Element | None:
     if not one.mistakes or one.detail is None:
         return None
+    more = len(one.mistakes) - FIRST
     cards = [
         el(
             "li",
@@ -557,10 +597,17 @@ def _mistakes(one: Shown, ident: str, named: str) -> Element | None:
         for m in one.mistakes
     ]  # fmt: skip
     caption = (
-        f"The {len(cards)} most confident wrong answers, {shape_of(one.detail.figures)}, each query once, beside one support "
-        "example of its own class and one of that it was taken for. They are the worst, not the usual; some may be wrong labels."
+        f"{len(cards):,} of the {one.wrong:,} items that were answered wrongly at least once, of {one.asked:,} that were queries "
+        f"({shape_of(one.detail.figures)}): those with the most confident wrong answer, the surest first, each beside a support "
+        "example of its own class and one of the class it was taken for. They are the worst, not the usual; some may be wrong "
+        "labels."
     )
-    return _figure(ident, f"Worst mistakes{named}", caption, el("ol", cards, class_="mistakes"), wide=True)
+    rest = (
+        [el("details", el("summary", f"{more} more"), el("ol", cards[FIRST:], class_="mistakes"))] if more > 0 else []
+    )
+    return _figure(
+        ident, f"Worst mistakes{named}", caption, el("ol", cards[:FIRST], class_="mistakes"), rest, wide=True
+    )
 
 
 def _shows(label: str, name: str, medium: Medium) -> Element:
@@ -597,16 +644,8 @@ def _made(shown: Sequence[Shown]) -> Element:
         if "settings" in one.made:
             settings = el("pre", dumps(one.made["settings"], indent=2, ensure_ascii=False), tabindex=0)
             entries.append(el("dd", el("details", el("summary", "How it was trained"), settings)))
-    marks = {
-        (leak["kind"], leak["message"]) for one in shown for result in one.results for leak in result.figures["marks"]
-    }
-    leaks = (
-        [el("dt", "marks"), *(el("dd", el("b", kind), f": {message}") for kind, message in sorted(marks))]
-        if marks
-        else []
-    )
-    caption = "The same command, versions and data give the same figures on the CPU; a GPU rounds otherwise."
-    return _figure("made", "Commands and versions", caption, el("dl", entries, leaks, class_="made"), wide=True)
+    caption = "What made the figures. The same command, versions and data give the same figures on the CPU; a GPU rounds otherwise."
+    return _figure("made", "Commands and versions", caption, el("dl", entries, class_="made"), wide=True)
 
 
 def _notes(shown: Sequence[Shown]) -> Element | None:

@@ -53,16 +53,17 @@ def plain(solved: Solved) -> dict[str, list[Any]]:
     """One number at a time."""
     found: dict[str, list[Any]] = {
         key: []
-        for key in "scores episode item true predicted confidence nll brier known outside targets others".split()
+        for key in "scores episode item true predicted confidence nll brier known outside outside_confidence targets others".split()
     }
     for number, (task, logits) in enumerate(solved):
         right = []
         for item, y, row in zip(task.query, task.query_y, logits, strict=True):
-            if y == UNKNOWN:
-                found["outside"].append(max(row))
-                continue
             powers = [math.exp(z - max(row)) for z in row]
             p = [power / sum(powers) for power in powers]
+            if y == UNKNOWN:
+                found["outside"].append(max(row))
+                found["outside_confidence"].append(max(p))
+                continue
             best = max(range(len(row)), key=lambda k: row[k])
             right.append(best == y)
             values = {
@@ -179,7 +180,25 @@ def test_unknown_queries_count_for_nothing_else() -> None:
     with_them, alone = figures(answered(solved)), figures(answered(without))
     assert with_them.pop("unknown") is not None and alone.pop("unknown") is None
     assert with_them == alone
-    assert details(answered(solved), NAMES) == details(answered(without), NAMES)
+    told, plain_told = details(answered(solved), NAMES), details(answered(without), NAMES)
+    assert told.pop("coverage") != plain_told.pop("coverage")  # where whoever answers them is wrong
+    assert told == plain_told
+
+
+@pytest.mark.parametrize("unknown", [0, 2])
+def test_accuracy_by_coverage_equals_a_loop(unknown: int) -> None:
+    """Answers are given from the surest on; one to a query of no class is wrong."""
+    solved = drawn(unknown=unknown)
+    told, e = details(answered(solved), NAMES)["coverage"], plain(solved)
+    rows = [(p, a == b) for p, a, b in zip(e["confidence"], e["true"], e["predicted"], strict=True)]
+    rows += [(p, False) for p in e["outside_confidence"]]
+    assert len(rows) == len(solved) * 3 * (4 + unknown)
+    for coverage, accuracy in zip(told["coverage"], told["accuracy"], strict=True):
+        given = sorted(rows, reverse=True)[: round(coverage * len(rows))]
+        assert accuracy == pytest.approx(sum(right for _, right in given) / len(given), abs=1e-6)
+    right, known = sum(right for _, right in rows), len(e["true"])
+    assert told["coverage"][-1] == 1 and told["accuracy"][-1] == pytest.approx(right / len(rows), abs=1e-6)
+    assert (right / len(rows) < right / known - 0.1) == (unknown > 0)
 
 
 def test_too_many_classes_for_a_table_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +279,9 @@ def test_details_agree_with_the_figures() -> None:
     parts = [n * abs(a - c) for n, a, c in zip(bins["queries"], bins["accuracy"], bins["confidence"], strict=True) if n]
     assert sum(parts) / len(found.true) == pytest.approx(figure["calibration_error"], abs=1e-5)
     assert told["coverage"]["coverage"][-1] == 1
-    assert told["coverage"]["accuracy"][-1] == pytest.approx(figure["accuracy"], abs=1e-5)
+    assert told["coverage"]["accuracy"][-1] == pytest.approx(
+        found.right.sum() / (len(found.true) + len(found.outside)), abs=1e-5
+    )
     accept, reject = told["detection"]["false_accept"], told["detection"]["false_reject"]
     assert (accept[0], reject[0], accept[-1], reject[-1]) == (1, 0, 0, 1)
     assert len(accept) <= 200

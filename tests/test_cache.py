@@ -426,6 +426,21 @@ def test_processes_share_a_folder(cache: EmbeddingCache) -> None:
     assert sum(sizes) <= 2000 + max(sizes)  # each looks before the other has written its last
 
 
+def test_what_another_process_removes_between_two_looks(cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listed and then gone; there when it is looked at, and gone when it is opened."""
+    embedded(Scaled(), vectors(), cache)
+    (file,) = files(cache)
+    listed, size = Path.iterdir, file.stat().st_size
+    gone = cache.folder / f"{'0' * 32}.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda folder: iter([gone, *listed(folder)]))
+        assert [one.items for one in cache.sets()] == [4]
+        patch.setattr(cache, "_files", lambda: [(0, 9, gone), (1, size, file)])
+        assert [one.items for one in cache.sets()] == [4]
+        assert cache.clear() == 9 + size
+    assert files(cache) == [] and cache.get("gone") is None
+
+
 # ---- showing and clearing ----
 
 

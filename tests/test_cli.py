@@ -19,6 +19,7 @@ import torch
 
 from multifsl import __version__, cli, evaluation
 from multifsl.classifier import FewShotClassifier
+from multifsl.commands import shared
 from multifsl.errors import BadItem
 from tests.test_classifier import clip, picture, tiny_bert
 
@@ -42,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def run(*args: Any, stdin: str = "") -> Result:
         monkeypatch.setattr(sys, "argv", ["multifsl", *map(str, args)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        monkeypatch.setattr(cli, "_debug", False)
+        monkeypatch.setattr(shared, "debugging", False)
         capsys.readouterr()
         code: Any = 0
         with warnings.catch_warnings():  # the command shows warnings of its own
@@ -220,7 +221,14 @@ def test_comparisons(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     one, three = json.loads(Path("out.json").read_text())["comparisons"]
     assert (one["shot"], three["shot"], len(one["entries"]), len(one["pairs"])) == (1, 3, 2, 1)
     assert f"{one['entries'][0]['evaluation']['accuracy']:.4f}" in text
+    assert text.splitlines()[1] == one["entries"][0]["evaluation"]["encoder"]  # which is the encoder of all
     fails(run(*asked), "at least two to compare")
+    all_ways = works(run(*asked, *methods, "--way", "all", "--shots", "1,3")).out
+    assert "6-way 1-shot" in all_ways and "6-way 3-shot" in all_ways and "cannot be told" in all_ways
+    joined = [
+        word.replace("images('photos')", "images('photos') + images('photos', seed=1)") for word in map(str, asked)
+    ]
+    fails(run(*joined, *methods, "--way", "all"), "take one task, not several that are joined")
     fails(run(*asked, *methods, "--shots", "1;3"), "--shots takes numbers such as 1,2,5, not '1;3'")
     fails(run(*asked, *methods, "--allow-leak", "grups"), "no leak 'grups' to allow; did you mean 'groups'")
 
@@ -252,6 +260,20 @@ def test_list(run: Run, kind: str) -> None:
     for one in registry.KINDS:
         for name in registry.names(one):
             assert (re.search(rf"^{one[:-1]}(: [a-z ()]+)? +{name} ", out, re.M) is not None) == (one == kind)
+
+
+def test_a_row_is_a_line_in_a_pipe(run: Run, world: World) -> None:
+    """Whole, however long, without blanks at its end, in columns, brackets and all; what is short ends where it ends."""
+    for name in ("a.png", f"[bold]{'b' * 190}.png"):
+        picture(0, 9).save(name)
+    out = works(run("predict", world.model("image"), f"[bold]{'b' * 190}.png", "a.png")).out
+    head, first, second = out.splitlines()
+    assert re.fullmatch(r"item +label  probability", head)
+    assert re.fullmatch(r"\[bold\]b{190}\.png  kind\d  0\.\d{3}", first)
+    assert re.fullmatch(r"a\.png +kind\d  0\.\d{3}", second)
+    assert first.index(" kind") == second.index(" kind") == head.index(" label")
+    for line in works(run("list")).out.splitlines():
+        assert line == line.rstrip()
 
 
 def test_list_of_models_and_recipes(run: Run) -> None:
@@ -308,7 +330,7 @@ def test_images_from_training_to_forgetting(run: Run, tmp_path: Path, monkeypatc
     task = "images('photos')"
     train = ["train", task, CONV4, "prototypical", "--out", "run", *shape, "--steps", 3]
     done = works(run(*train))
-    assert done.out.startswith("run: 3 steps")
+    assert done.out.startswith("run: 3 steps") and done.out.count("\n") == 1
     assert {p.name for p in Path("run").iterdir()} >= {"run.json", "model.safetensors"}
 
     before = hashes(Path("run"))
@@ -319,7 +341,7 @@ def test_images_from_training_to_forgetting(run: Run, tmp_path: Path, monkeypatc
     result = json.loads(works(run(*evaluate)).out)
     fields = (
         "task split encoder method way shot query episodes seed accuracy ci95 ci95_classes macro_f1 nll brier calibration_error "
-        "unknown verification transductive marks seconds details command date versions"
+        "unknown verification transductive marks seconds arguments details command date versions"
     )
     assert list(result) == fields.split()
     assert (result["way"], result["shot"], result["query"], result["episodes"], result["seed"]) == (2, 1, 2, 40, 0)
@@ -480,6 +502,19 @@ def test_how_weights_are_moved_is_asked_for_and_kept(run: Run, tmp_path: Path, m
     works(run("train", "images('photos')", CONV4, "prototypical", *shape, *options))
     info = json.loads(Path("run/run.json").read_text())
     assert {k: info[k] for k in wanted} == wanted and info["processes"] == 1
+
+
+def test_a_validation_of_fewer_classes_says_why(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"), classes=5)
+    Path("splits").mkdir()
+    for split, kinds in (("train", (0, 1, 2)), ("val", (3, 4))):
+        Path(f"splits/{split}.txt").write_text("".join(f"kind{k}\n" for k in kinds))
+    train = ["train", "images('photos', splits='splits')", CONV4, "prototypical", "--query", 2, "--steps", 1, "--out"]
+    first, why = works(run(*train, "three", "--way", 3)).out.splitlines()
+    assert ", 2-way validation accuracy " in first and why.startswith("Validation is 5-way, or of fewer classes where")
+    (only,) = works(run(*train, "two", "--way", 2)).out.splitlines()
+    assert ", 2-way validation accuracy " in only
 
 
 def test_texts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,8 @@ def test_each_entry_is_what_evaluate_gives() -> None:
     for entry in found.entries:
         alone = multifsl.evaluate(task=Toy(), encoder=Features(5), method=entry.name, shot=2, **SHAPE).to_json()
         together = entry.evaluation.to_json()
+        asked = alone.pop("arguments")
+        assert asked == {**asked, **together.pop("arguments")}
         assert {**alone, "seconds": 0} == {**together, "seconds": 0}
         assert entry.ms_per_episode > 0 and entry.memory >= 0
     accuracies = [entry.evaluation.accuracy for entry in found.entries]
@@ -82,6 +84,17 @@ def test_each_number_of_shots_is_one_comparison() -> None:
     )
 
 
+def test_all_classes_at_once() -> None:
+    """The figures of `evaluate` with way="all"."""
+    found = compared(way="all", shots=[1, 2])
+    for one in found:
+        assert one.way == 8 and {pair.ci95_classes for pair in one.pairs} == {None}
+        for entry in one.entries:
+            asked = {**SHAPE, "way": "all", "shot": one.shot}
+            alone = multifsl.evaluate(task=Toy(), encoder=Features(5), method=entry.name, **asked)
+            assert entry.evaluation.accuracy == alone.accuracy and entry.evaluation.way == alone.way == 8
+
+
 def test_all_meet_the_items_that_all_can_read() -> None:
     """One encoder cannot read a third of the items: the other goes without them too."""
     with pytest.warns(UserWarning, match="left out"):
@@ -122,6 +135,9 @@ def test_a_picture_names_all(shots: list[int], tmp_path: Path) -> None:
     text = (tmp_path / "a.svg").read_text()
     assert all(name in text for name in METHODS) and "shot" in text
     assert text == (tmp_path / "b.svg").read_text()
+    assert ("wide: over classes" in text) == (len(shots) == 1)
+    draw(compared(way="all", shots=shots), tmp_path / "all.svg")
+    assert "8-way" in (tmp_path / "all.svg").read_text() and "wide" not in (tmp_path / "all.svg").read_text()
     with pytest.raises(MultifslError, match=r"cannot draw .*nowhere"):
         draw(found, tmp_path / "nowhere" / "a.svg")
     with pytest.raises(MultifslError, match="cannot draw"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from multifsl.bank import Bank
 from multifsl.encoder import Features
-from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, trim
+from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, distinct, trim
 from multifsl.errors import MultifslError
 from multifsl.task import Items
 
@@ -68,6 +68,46 @@ def test_steps_tasks_and_seeds_differ_and_ranks_share_a_step() -> None:
     alone = sampler.tasks(7, 6)
     shared = [sampler.tasks(7, 6, rank=rank, world=3) for rank in range(3)]
     assert all(same(alone[i], shared[i % 3][i // 3]) for i in range(6))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 8), st.lists(st.integers(0, 30), min_size=1, max_size=5))
+def test_distinct_numbers_are_numpys(seed: int, count: int, more: list[int]) -> None:
+    """What each generator's own `choice` draws, down to sizes of which all are drawn, and its state after."""
+    sizes = count + np.array([more, more[::-1]]) * 300
+    rngs, twins = ([np.random.default_rng((seed, t)) for t in range(2)] for _ in range(2))
+    found = distinct(rngs, sizes, count)
+    for t, twin in enumerate(twins):
+        for r, size in enumerate(sizes[t]):
+            assert found[t, r].tolist() == twin.choice(size, count, replace=False).tolist()
+        assert rngs[t].random() == twin.random()
+
+
+@pytest.mark.parametrize("options", [{}, {"shot": (1, 3)}, {"sources": np.repeat([0, 1], 6)}, {"shot": 60, "query": 5}])
+@pytest.mark.parametrize("count", [3, 40])
+def test_many_tasks_are_those_that_come_one_by_one(options: dict[str, Any], count: int) -> None:
+    """Over classes of different sizes, of which the smallest is used up."""
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(12), 65 + np.arange(12) // 2))
+    if "shot" not in options:
+        labels = labels[np.random.default_rng(0).random(len(labels)) < 0.3]
+    fewest = int(np.bincount(labels).min())
+    sampler = EpisodeSampler(labels, **{"way": 5, "shot": 1, "query": min(fewest - 3, 60), "seed": 2**33} | options)
+    for step in range(3):
+        for index, task in enumerate(sampler.tasks(step, count)):
+            assert same(task, sampler.task(step, index))
+        assert all(
+            same(a, b)
+            for a, b in zip(sampler.tasks(step, count)[1::2], sampler.tasks(step, count, rank=1, world=2), strict=True)
+        )
+
+
+def test_classes_of_many_items_are_drawn_as_ever() -> None:
+    """Beyond 10,000 items numpy draws otherwise."""
+    labels = np.repeat([0, 1, 2, 3, 4], 10_001)
+    sampler = EpisodeSampler(labels, way=5, shot=1, query=230)
+    few = EpisodeSampler(labels, way=5, shot=1, query=15)
+    for one in (sampler, few):
+        assert all(same(task, one.task(0, index)) for index, task in enumerate(one.tasks(0, 8)))
 
 
 def test_variable_way_and_shot_are_one_shape_a_step() -> None:

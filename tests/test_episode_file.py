@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from multifsl.episode import UNKNOWN, EpisodeSampler, Indices
-from multifsl.episode_file import of_one_shape, read_episodes, write_episodes
+from multifsl.episode_file import among, of_one_shape, open_episodes, read_episodes, write_episodes
 from multifsl.errors import BadFile, MultifslError
 from multifsl.task import Items
 
@@ -31,6 +31,10 @@ def sampled(kept: Any = ALL, **options: Any) -> list[Indices]:
     return [task for step in range(5) for task in sampler.tasks(step, 4)]
 
 
+def read(path: Path, items: Items, split: str, kept: Any) -> list[Indices]:
+    return among(kept, read_episodes(open_episodes(path), items, split), path)
+
+
 @pytest.mark.parametrize("kept", [ALL, SOME], ids=["all", "some"])
 @pytest.mark.parametrize(
     "options", [{}, {"unknown": 2}, {"way": (2, 5)}, {"shot": (1, 3), "imbalance": 2.0, "unknown": 1}]
@@ -38,8 +42,10 @@ def sampled(kept: Any = ALL, **options: Any) -> list[Indices]:
 def test_what_is_read_is_what_was_written(kept: Any, options: dict[str, Any], tmp_path: Path) -> None:
     tasks = sampled(kept, **options)
     path = tmp_path / "episodes.jsonl"
-    write_episodes(path, iter(tasks), ITEMS, "test", kept, 0)
-    assert same(read_episodes(path, ITEMS, "test", kept), tasks)
+    write_episodes(path, iter(tasks), ITEMS, "test", kept, 5, 3)
+    written = open_episodes(path)
+    assert (written.seed, written.outside, written.ways) == (5, 3, max(len(task.classes) for task in tasks))
+    assert same(read(path, ITEMS, "test", kept), tasks)
 
 
 def test_the_file_names_positions_of_the_split(tmp_path: Path) -> None:
@@ -47,7 +53,7 @@ def test_the_file_names_positions_of_the_split(tmp_path: Path) -> None:
     path = tmp_path / "episodes.jsonl"
     tasks = sampled(SOME, unknown=1)
     write_episodes(path, tasks, ITEMS, "test", SOME, 0)
-    for task, whole in zip(tasks, read_episodes(path, ITEMS, "test", ALL), strict=True):
+    for task, whole in zip(tasks, read(path, ITEMS, "test", ALL), strict=True):
         np.testing.assert_array_equal(whole.support, np.array(SOME)[task.support])
         np.testing.assert_array_equal(whole.query, np.array(SOME)[task.query])
 
@@ -80,7 +86,9 @@ def written(path: Path, *lines: Any) -> Path:
 
 def test_a_file_by_hand(tmp_path: Path) -> None:
     path = written(tmp_path / "mine.jsonl", HEADER, FIRST, "", SECOND, "")
-    one, two = read_episodes(path, BY_HAND, "test", [0, 1, 2, 3, 4, 5, 6, 7])
+    file = open_episodes(path)
+    assert (file.seed, file.outside, file.ways) == (None, None, 2)
+    one, two = read(path, BY_HAND, "test", [0, 1, 2, 3, 4, 5, 6, 7])
     assert [part.tolist() for part in one] == [[0, 3], [0, 1], [1, 2, 4, 5], [0, 0, 1, 1], [0, 1]]
     assert [part.tolist() for part in two] == [[7, 2, 0], [0, 1, 1], [6, 3, 5], [0, UNKNOWN, UNKNOWN], [2, 0]]
 
@@ -89,7 +97,7 @@ def test_classes_of_joined_tasks_may_share_a_name(tmp_path: Path) -> None:
     items = Items(list("abcdef"), np.repeat([0, 1, 2], 2), ["cat", "dog", "cat"])
     tasks = EpisodeSampler(items.labels, way=3, shot=1, query=1).tasks(0, 2)
     write_episodes(tmp_path / "e", tasks, items, "all", range(6), 0)
-    assert same(read_episodes(tmp_path / "e", items, "all", range(6)), tasks)
+    assert same(read(tmp_path / "e", items, "all", range(6)), tasks)
 
 
 @pytest.mark.parametrize(
@@ -129,14 +137,14 @@ def test_classes_of_joined_tasks_may_share_a_name(tmp_path: Path) -> None:
 def test_a_damaged_episode_is_named(change: dict[str, Any], says: str, tmp_path: Path) -> None:
     path = written(tmp_path / "mine.jsonl", HEADER, FIRST, {**SECOND, **change})
     with pytest.raises(BadFile, match=f"^{re.escape(str(path))}: episode 2 .*{says}"):
-        read_episodes(path, BY_HAND, "test", range(8))
+        read(path, BY_HAND, "test", range(8))
 
 
 @pytest.mark.parametrize("line", ["[]", "5", "null", '"classes"', "{}", '{"classes": ["fox"], "support": [[7]]}'])
 def test_a_line_that_is_no_episode_is_named(line: str, tmp_path: Path) -> None:
     path = written(tmp_path / "mine.jsonl", HEADER, FIRST, line)
     with pytest.raises(BadFile, match=f"^{re.escape(str(path))}: episode 2 (is no episode|lacks)"):
-        read_episodes(path, BY_HAND, "test", range(8))
+        read(path, BY_HAND, "test", range(8))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +163,7 @@ def test_a_line_that_is_no_episode_is_named(line: str, tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(lines: list[Any], says: str, tmp_path: Path) -> None:
     path = written(tmp_path / "mine.jsonl", *lines)
     with pytest.raises(BadFile, match=says) as error:
-        read_episodes(path, BY_HAND, "test", range(8))
+        read(path, BY_HAND, "test", range(8))
     assert str(path) in str(error.value)
 
 
@@ -164,27 +172,27 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     swapped = Items(BY_HAND.items, BY_HAND.labels, ["dog", "cat", "fox"])
     longer = Items(list("abcdefghi"), np.append(BY_HAND.labels, 2), BY_HAND.class_names)
     others: list[Callable[[], Any]] = [
-        lambda: read_episodes(path, swapped, "test", range(8)),
-        lambda: read_episodes(path, longer, "test", range(9)),
-        lambda: read_episodes(path, BY_HAND, "all", range(8)),
+        lambda: read(path, swapped, "test", range(8)),
+        lambda: read(path, longer, "test", range(9)),
+        lambda: read(path, BY_HAND, "all", range(8)),
     ]
-    for read in others:
-        with pytest.raises(BadFile, match="take the data that they were drawn from"):
-            read()
+    for other in others:
+        with pytest.raises(BadFile, match="take the data, the split and the --outside that they were drawn with"):
+            other()
 
 
 def test_an_item_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = written(tmp_path / "mine.jsonl", HEADER, FIRST, SECOND)
     with pytest.raises(MultifslError, match="episode 2 needs item 6, which cannot be read") as error:
-        read_episodes(path, BY_HAND, "test", [0, 1, 2, 3, 4, 5, 7])
+        read(path, BY_HAND, "test", [0, 1, 2, 3, 4, 5, 7])
     assert not isinstance(error.value, BadFile)  # the file is right
 
 
 def test_places_that_hold_no_file(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="cannot read the episodes in"):
-        read_episodes(tmp_path, BY_HAND, "test", range(8))
+        read(tmp_path, BY_HAND, "test", range(8))
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadFile, match="cannot read the episodes in"):
-        read_episodes(tmp_path / "bytes", BY_HAND, "test", range(8))
+        read(tmp_path / "bytes", BY_HAND, "test", range(8))
     with pytest.raises(MultifslError, match=r"cannot write the episodes to .*nowhere"):
         write_episodes(tmp_path / "nowhere" / "e.jsonl", [], BY_HAND, "test", range(8), 0)

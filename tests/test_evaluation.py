@@ -1,5 +1,6 @@
 """Evaluation against loops in numpy, and against figures that an independent script gave on real data."""
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch import Tensor
 import multifsl
 from multifsl.bank import BadItemWarning, Bank, sampler_of
 from multifsl.cache import EmbeddingCache
+from multifsl.checkpoint import own_weights, save_run
 from multifsl.defaults import open_encoder
 from multifsl.encoder import Features
 from multifsl.episode import UNKNOWN, EpisodeSampler
-from multifsl.episode_file import glance
-from multifsl.errors import BadFile, BadItem, MultifslError
+from multifsl.episode_file import open_episodes
+from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.evaluation import CHUNK, Drawn, Evaluation, answer, blocks, embedded, episode_accuracies, highest, solve
 from multifsl.intervals import half_width
 from multifsl.leaks import find_leaks
@@ -89,15 +91,19 @@ def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
         multifsl.evaluate(**options)
 
 
-def test_random_weights_are_said(tmp_path: Path) -> None:
+def images(folder: Path) -> None:
+    """Ten classes of three pictures of noise."""
     from PIL import Image
 
     for c in range(10):
-        (tmp_path / f"c{c}").mkdir()
+        (folder / f"c{c}").mkdir()
         for i in range(3):
-            Image.fromarray(np.random.default_rng(9 * c + i).integers(0, 255, (16, 16), dtype=np.uint8)).save(
-                tmp_path / f"c{c}" / f"{i}.png"
-            )
+            noise = np.random.default_rng(9 * c + i).integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"c{c}" / f"{i}.png")
+
+
+def test_random_weights_are_said(tmp_path: Path) -> None:
+    images(tmp_path)
     with pytest.warns(UserWarning, match="random weights"):
         result = multifsl.evaluate(task=f"images({str(tmp_path)!r})", encoder="conv4", way=2, query=2, episodes=10)
     assert result.to_json()["method"] == "prototypical(distance='cosine', temperature='learned')"
@@ -257,6 +263,8 @@ def test_what_diverges_is_counted_and_told() -> None:
 def test_queries_from_outside() -> None:
     """The same episodes as without them; what they are told by is the highest logit."""
     found, without = evaluated(outside=3), evaluated()
+    for told in (found.details, without.details):
+        told.pop("coverage")  # over which answers to them count as wrong
     assert found.details == without.details and found.accuracy == without.accuracy
     assert without.unknown is None and found.unknown is not None
     both = evaluated(outside=3, unknown=1).unknown
@@ -369,12 +377,145 @@ def test_a_file_with_items_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_file_of_other_data_or_none(tmp_path: Path) -> None:
     path = tmp_path / "episodes.jsonl"
     evaluated(episodes_file=path)
-    for options in ({"split": "val"}, {"outside": 1}):
-        with pytest.raises(BadFile, match="of 72 items of the split 'test'"):
-            evaluated(episodes_file=path, **options)
+    with pytest.raises(BadFile, match="of 72 items of the split 'test'.*: take the data, the split and the --outside"):
+        evaluated(episodes_file=path, split="val")
     path.write_text("episodes")
     with pytest.raises(BadFile, match="cannot read the episodes in"):
         evaluated(episodes_file=path)
+
+
+@pytest.mark.parametrize("outside", [0, 2])
+def test_a_file_says_how_many_queries_are_from_outside(outside: int, tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    wrote = evaluated(episodes_file=path, outside=outside)
+    for option in (0, 2, 5):
+        read = evaluated(episodes_file=path, outside=option)
+        assert (read.details, read.unknown) == (wrote.details, wrote.unknown)
+    header, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps({k: v for k, v in json.loads(header).items() if k != "outside"}) + "\n" + rest)
+    assert evaluated(episodes_file=path, outside=outside).details == wrote.details  # by hand: the option counts
+    with pytest.raises(BadFile, match="the --outside that they were drawn with"):
+        evaluated(episodes_file=path, outside=2 - outside)
+
+
+# ---- what a result says of itself ----
+
+
+class Grouped(Toy):
+    """Three items of each class are of one group, so that support and query can be parted."""
+
+    def items(self, split: str) -> Items:
+        items = super().items(split)
+        return Items(items.items, items.labels, items.class_names, np.arange(len(items.labels)) // 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"split": "val"}, {"way": (2, 4), "shot": (1, 3)}, {"way": "all"}, {"episodes": 33, "query": 1}, {"seed": 9},
+        {"disjoint_groups": True}, {"imbalance": 1.0}, {"unknown": 2}, {"outside": 2},
+        {"method": "prototypical(distance='cosine')"}, {"unknown": 1, "outside": 1, "episodes_file": "there"},
+    ],
+)  # fmt: skip
+def test_a_result_is_given_again_by_what_its_json_says(options: dict[str, Any], tmp_path: Path) -> None:
+    if "episodes_file" in options:
+        options = {**options, "episodes_file": tmp_path / "episodes"}
+    first = evaluated(Grouped(), **options)
+    told = json.loads(json.dumps(first.to_json()))
+    asked = {**told["arguments"], "task": Grouped(), "encoder": Features(5)}  # neither has a name to be built by
+    again = multifsl.evaluate(**asked).to_json()
+    for key in told.keys() - {"seconds"}:
+        assert json.loads(json.dumps(again[key])) == told[key], key
+    for key in options.keys() - {"way", "method", "episodes_file"}:
+        found = told["arguments"][key]
+        assert (tuple(found) if isinstance(found, list) else found) == options[key]
+    if options:
+        assert first.details != evaluated(Grouped()).details
+
+
+def test_a_result_without_small_classes_is_given_again() -> None:
+    with pytest.warns(UserWarning, match="left out 2 of 8"):
+        first = evaluated(Uneven(), skip_small_classes=True)
+    with pytest.warns(UserWarning, match="left out 2 of 8"):
+        again = multifsl.evaluate(**{**first.arguments, "task": Uneven(), "encoder": Features(5)})
+    assert again.details == first.details
+
+
+def test_the_arguments_of_a_result_are_those_of_evaluate() -> None:
+    machine = {"leak_check", "batch_size", "cache", "device", "data_root", "allow_download", "progress"}
+    assert set(evaluated().arguments) == set(inspect.signature(multifsl.evaluate).parameters) - machine
+
+
+@pytest.mark.filterwarnings("ignore:.*random")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"run": "model:omniglot-matching"}, {"run": "model:omniglot-matching", "method": "mann"},
+        {"run": "model:omniglot-matching", "method": "matching(temperature=1)"},
+        {"encoder": "model:omniglot-matching", "method": "ridge"}, {"encoder": "conv4(width=8)"},
+    ],
+)  # fmt: skip
+def test_a_result_on_weights_is_given_again(options: dict[str, Any], tmp_path: Path) -> None:
+    """A run's, with its own method, with another whose weights are random, and with other options; its encoder's; random ones."""
+    images(tmp_path)
+    first = multifsl.evaluate(
+        **options, task=f"images({str(tmp_path)!r})", split="all", query=2, episodes=10, cache=False
+    )
+    assert first.arguments["run"] == options.get("run")
+    again = multifsl.evaluate(**json.loads(json.dumps(first.arguments)), cache=False)
+    assert (again.details, again.nll) == (first.details, first.nll)
+
+
+def test_the_last_weights_are_asked_for_again(tmp_path: Path) -> None:
+    for name in ("photos", "run"):
+        (tmp_path / name).mkdir()
+    images(tmp_path / "photos")
+    run = multifsl.load_run("model:omniglot-matching")
+    last = {k: 0.5 * v if v.is_floating_point() else v for k, v in own_weights(run.method).items()}
+    save_run(tmp_path / "run", run.method, run.info, last=last)
+    asked: dict[str, Any] = {
+        "task": f"images({str(tmp_path / 'photos')!r})",
+        "split": "all",
+        "query": 2,
+        "episodes": 10,
+        "cache": False,
+    }
+    best, found = (multifsl.evaluate(tmp_path / "run", weights=weights, **asked) for weights in ("best", "last"))
+    assert best.nll != found.nll
+    for first in (best, found):
+        assert multifsl.evaluate(**json.loads(json.dumps(first.arguments)), cache=False).nll == first.nll
+
+
+# ---- data that are not there ----
+
+
+class NoTest(Toy):
+    def items(self, split: str) -> Items:
+        if split in ("test", "all"):
+            raise DataNotFound("some characters lack drawings")
+        return super().items(split)
+
+
+def test_splits_that_are_here_are_named() -> None:
+    says = "^some characters lack drawings; other classes are here: --split train, --split val$"
+    with pytest.raises(DataNotFound, match=says):
+        evaluated(NoTest())
+    assert evaluated(NoTest(), split="val").split == "val"
+
+    class Nowhere(Toy):
+        def items(self, split: str) -> Items:
+            raise DataNotFound("no folder")
+
+    with pytest.raises(DataNotFound, match="^no folder$"):
+        evaluated(Nowhere())
+
+
+@pytest.mark.filterwarnings("ignore:the weights of Mann")
+def test_all_classes_are_too_many_for_a_method_with_places() -> None:
+    with pytest.raises(MultifslError, match=r"^mann\(.*tells at most 5 classes apart, not 8.*max_way=8"):
+        evaluated(Untouched(), method="mann", way="all")
+    with pytest.raises(AssertionError, match="an item was read"):
+        evaluated(Untouched(), method="mann(max_way=8)", way="all")
 
 
 # ---- embeddings that are kept ----
@@ -424,7 +565,7 @@ def test_a_file_needs_no_options_of_its_episodes(tmp_path: Path) -> None:
         and (read.way, read.query) == (drawn.way, 1)
         and highest(drawn.way) > 4
     )
-    assert glance(path) == (highest(drawn.way), 1) and read.seed == 1
+    assert open_episodes(path).ways == highest(drawn.way) and read.seed == 1
 
 
 class Uneven(Toy):

@@ -120,20 +120,6 @@ def test_calibration_error_by_hand() -> None:
     assert metrics.expected_calibration_error(wrong) == 1
 
 
-@few
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=20), st.integers(0, 20), st.integers(1, 15))
-def test_merged_is_pooled(rows: list[tuple[float, bool]], cut: int, bins: int) -> None:
-    confidence, right = np.array([c for c, _ in rows]), np.array([r for _, r in rows])
-    both = metrics.merge(
-        metrics.calibration(confidence[:cut], right[:cut], bins),
-        metrics.calibration(confidence[cut:], right[cut:], bins),
-    )
-    pooled = metrics.calibration(confidence, right, bins)
-    np.testing.assert_array_equal(both.count, pooled.count)
-    np.testing.assert_allclose(both.confidence, pooled.confidence, rtol=1e-12)
-    np.testing.assert_allclose(both.accuracy, pooled.accuracy, rtol=1e-12)
-
-
 # ---- classes ----
 
 
@@ -403,7 +389,6 @@ def test_trials_must_be_there_and_numbers(f: Callable[..., Any]) -> None:
         (lambda: metrics.calibration(array(1.5, 0.2), TWO), "it runs from 0.2 to 1.5"),
         (lambda: metrics.calibration(TWO, array(0, 2)), "answer 1 has 2.0"),
         (lambda: metrics.calibration(TWO, TWO, bins=0), "bins must be at least 1, not 0"),
-        (lambda: metrics.merge(*(metrics.calibration(TWO, TWO, n) for n in (2, 3))), "of 2 and 3 bins"),
         (lambda: metrics.expected_calibration_error(metrics.calibration(NONE, NONE)), "of no answers"),
         (lambda: metrics.confusion(LABEL, np.array([3]), 3), "predicted must be labels 0..2, but runs from 3 to 3"),
         (lambda: metrics.confusion(LABEL, NO_ITEMS, 3), "there are 1 true and 0 predicted"),

@@ -29,6 +29,7 @@ from multifsl.errors import BadFile, BadItem, MultifslError
 from multifsl.evaluation import Drawn, answer, blocks, embedded, open_subject
 from multifsl.page import Axes, el, page, ticks
 from multifsl.report import read_result, report
+from multifsl.report_figures import Point, Shown, body
 from multifsl.report_media import medium, waveform
 from tests.test_classifier import WORDS, tiny_bert
 from tests.test_cli import HEAVY, LOADED
@@ -144,7 +145,7 @@ def test_the_page_opens_in_a_browser(toys: Path, tmp_path: Path, modality: str) 
     assert "CONSOLE" not in done.stderr
     (shows,) = re.findall(r'<div class="shows"[^>]*>(.*?)</div>', done.stdout, re.DOTALL)
     assert shows.startswith("<b>") and ("<blockquote>" if modality == "text" else '<img src="data:image/') in shows
-    assert ('<audio src="data:audio/wav;base64,' in done.stdout) == (modality == "speech")
+    assert ('<audio src="data:audio/flac;base64,' in done.stdout) == (modality == "speech")
 
 
 def test_nothing_is_loaded_and_nothing_in_the_data_acts(toys: Path, tmp_path: Path) -> None:
@@ -196,7 +197,10 @@ def test_the_mistakes_are_the_most_confident(toys: Path, tmp_path: Path) -> None
     for i in range(len(a.item)):
         if a.true[i] != a.predicted[i]:
             best[int(a.item[i])] = max(best.get(int(a.item[i]), 0.0), float(a.confidence[i]))
-    expected = [f"{p:.2f}" for p in sorted(best.values(), reverse=True)[:9]]
+    expected = [f"{p:.2f}" for p in sorted(best.values(), reverse=True)[:24]]
+    asked = len(set(a.item.tolist()))
+    assert f"{len(expected)} of the {len(best)} items that were answered wrongly at least once, of {asked} that" in text
+    assert re.findall(r"<summary>(\d+) more", text) == ([str(len(expected) - 6)] if len(expected) > 6 else [])
     assert re.findall(r"with confidence ([0-9.]+); it is", text) == expected
     first = items.items[max(best, key=lambda item: best[item])]
     assert f"<small>query</small><blockquote>{html.escape(first, quote=False)}</blockquote>" in text
@@ -241,15 +245,84 @@ def test_results_of_two_files(result: dict[str, Any], toys: Path, tmp_path: Path
     text = written([str(tmp_path / "one.json"), str(tmp_path / "five.json")], tmp_path / "report.html")
     assert {"headline", "shots", "map", "mistakes", "missing"} <= set(ids(text)) and "map-2" not in ids(text)
     assert "multifsl evaluate --so" in text and "numpy 2" in text
-    assert "five.json: the map and the mistakes: the same encoder and method had an accuracy of" in text
+    assert "five.json: the map and the mistakes: the same arguments gave an accuracy of" in text
     assert "1-shot" in text and "5-shot" in text and f"{result['accuracy']:.4f}" in text
 
 
-def test_a_result_without_its_weights(result: dict[str, Any], toys: Path, tmp_path: Path) -> None:
-    changed = {**result, "task": f"images({str(toys / 'photos')!r})", "encoder": "conv4(width=4)"}
-    (tmp_path / "found.json").write_text(json.dumps(changed))
-    text = written([str(tmp_path / "found.json")], tmp_path / "report.html")
-    assert "map" not in ids(text) and "the file does not hold the encoder" in text
+def test_a_run_and_its_result_have_one_map(toys: Path, tmp_path: Path) -> None:
+    """The file says by which arguments it was made, so that its mistakes are here too; its episodes were read from a file."""
+    found = multifsl.evaluate(
+        toys / "image", shot=2, imbalance=0.5, skip_small_classes=True, allow_leaks=["classes"], **SHAPE
+    )
+    (tmp_path / "drawn.json").write_text(json.dumps(found.to_json()))
+    listed = multifsl.evaluate(toys / "image", shot=2, episodes_file=tmp_path / "episodes.jsonl", **SHAPE)
+    (tmp_path / "listed.json").write_text(json.dumps(listed.to_json()))
+    sources = [str(toys / "image"), str(tmp_path / "drawn.json"), str(tmp_path / "listed.json")]
+    text = written(sources, tmp_path / "report.html")
+    assert f"Map of embeddings: {sources[0]}, drawn.json, listed.json</h3>" in html.unescape(text)
+    assert {"map", "mistakes", "mistakes-2", "mistakes-3"} <= set(ids(text)) and "map-2" not in ids(text)
+    assert "imbalance=0.5, skip_small_classes=True" in text and "episodes_file=" in text
+
+
+def test_a_page_shows_items_of_its_first_sources(result: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "found.json").write_text(json.dumps(result))
+    text = written([str(tmp_path / "found.json")] * 7, tmp_path / "report.html")
+    assert "mistakes-6" in ids(text) and "mistakes-7" not in ids(text)
+    assert text.count("a page shows items of its first 6 sources") == 1
+    assert re.findall(r"(\d+) of the \d+ items that were answered wrongly", text) == ["8"] * 6  # 48 of a page
+
+
+def test_a_result_that_cannot_be_had_again(result: dict[str, Any], toys: Path, tmp_path: Path) -> None:
+    for change, why in (
+        ({"arguments": None}, "the file does not say what it was made by"),
+        ({"arguments": {**result["arguments"], "way": "all"}}, "it.arguments.way must be"),
+        ({"arguments": {**result["arguments"], "run": "/no/such", "encoder": None, "method": None}}, "/no/such"),
+        ({"arguments": {**result["arguments"], "episodes_file": "/no/such"}}, "cannot read the episodes in /no/such"),
+    ):
+        (tmp_path / "found.json").write_text(json.dumps({**result, **change}))
+        text = written([str(tmp_path / "found.json")], tmp_path / "report.html")
+        assert "map" not in ids(text) and why in html.unescape(text.partition('id="missing"')[2])
+
+
+def test_the_page_never_scrolls_sideways(result: dict[str, Any], tmp_path: Path) -> None:
+    """The browser's own measure, in windows of four widths (frames: a window has a least width), with all the columns there are."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    others = {
+        "task": "x" * 90, "unknown": {"auroc": 0.5, "aupr": 0.5, "fpr_at_95_tpr": 0.5}, "seed": 7, "arguments": None,
+        "verification": {"equal_error_rate": 0.1, "min_dcf_0.01": 0.5, "min_dcf_0.05": 0.5},
+    }  # fmt: skip
+    (tmp_path / "one.json").write_text(json.dumps(result))
+    (tmp_path / f"{'n' * 60}.json").write_text(json.dumps({**result, **others}))
+    text = html.escape(written([str(path) for path in sorted(tmp_path.glob("*.json"))], tmp_path / "report.html"))
+    points = [Point(float(i), 0.0, f"Mkhedruli_(Georgian)/character{i}/rot180", {"text": "x"}) for i in range(20)]
+    one_map = html.escape(page("a map", body([Shown("a run", points=points, mapped=["a run"])])).decode())
+    frames = "".join(
+        f'<iframe style="width:{width}px" srcdoc="{one}"></iframe>'
+        for one in (text, one_map)
+        for width in (320, 700, 1024, 1400)
+    )
+    script = """onload = () => document.title = [...document.querySelectorAll("iframe")].map(frame => {
+        const page = frame.contentDocument.documentElement;
+        return page.scrollWidth + " " + page.clientWidth;
+    })"""
+    (tmp_path / "frames.html").write_text(f"<title></title>{frames}<script>{script}</script>")
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'user'}",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [*command, (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    (title,) = re.findall("<title>(.*?)</title>", done.stdout)
+    sizes = [tuple(map(int, one.split())) for one in title.split(",")]
+    assert [wide for wide, _ in sizes] == [seen for _, seen in sizes]
+    assert sizes[0][1] <= 320 and 1300 < sizes[3][1] <= 1400
 
 
 def test_a_comparison(toys: Path, tmp_path: Path) -> None:

@@ -1,0 +1,230 @@
+"""`multifsl fit`, `enroll`, `forget`, `predict` and `demo`: models of one's own classes."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from multifsl.commands.shared import AllowDownload, Debug, Device, Json, Modality, Overwrite, Plugin, count
+from multifsl.errors import MultifslError
+from multifsl.terminal import lines, say, show_table, track, write_json
+
+if TYPE_CHECKING:
+    from multifsl.classifier import FewShotClassifier
+    from multifsl.task import Items, Task
+
+_OWN_TASKS = {"image": "images", "speech": "speakers", "text": "texts"}
+
+
+def fit(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="A folder or zip file with one folder a class, or JSON lines or CSV of texts."
+        ),
+    ],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder to write.")],
+    run: Annotated[
+        str | None, typer.Option(help="Take the encoder and the method of a run: its folder, or model:NAME.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="The encoder; by default the best for the modality that can be had here.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="The method; by default the run's, or prototypical(distance='cosine').")
+    ] = None,
+    modality: Annotated[Modality | None, typer.Option(help="What the items are, where the files do not say.")] = None,
+    text_column: Annotated[str, typer.Option(help="The column, or JSON key, of the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="The column, or JSON key, of the label.")] = "label",
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    overwrite: Overwrite = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Learn the classes of a folder or a file of texts, and save the model."""
+    if run is not None and encoder is not None:
+        raise MultifslError("give --run or --encoder, not both")
+    if model.exists() and not overwrite:
+        raise MultifslError(f"{model} exists already; choose another place, or give --overwrite")
+    task = _own_task(data, modality, text_column, label_column)
+    from multifsl.classifier import FewShotClassifier
+    from multifsl.evaluation import DEFAULT_METHOD
+
+    items = task.items("all")
+    if run is not None:
+        way = len(items.class_names)
+        classifier = FewShotClassifier.from_run(
+            run, method=method, way=way, device=device, allow_download=allow_download
+        )
+    else:
+        classifier = FewShotClassifier(
+            task.modality if encoder is None else encoder, method or DEFAULT_METHOD, device=device
+        )
+    _fit(classifier, items, task)
+    classifier.save(model, overwrite=overwrite)
+    print(
+        f"{model}: {count(len(classifier.classes_), 'class')} from {count(sum(classifier.counts_.values()), 'example')}"
+    )
+
+
+def enroll(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="A new class, or a known one.")],
+    items: Annotated[list[str], typer.Argument(metavar="ITEM...", help="Files, or the texts themselves.")],
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Add examples of a new or a known class to a model."""
+    classifier = _load(model, device, allow_download)
+    own = _own_label(classifier, label)
+    classifier.partial_fit(items, [own] * len(items))
+    classifier.save(model, overwrite=True)
+    print(
+        f"{model}: {label} has {count(classifier.counts_[own], 'example')}; {count(len(classifier.classes_), 'class')}"
+    )
+
+
+def forget(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    label: Annotated[str, typer.Argument(metavar="LABEL")],
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Remove a class and its examples from a model."""
+    classifier = _load(model, device, allow_download)
+    classifier.forget(_own_label(classifier, label)).save(model, overwrite=True)
+    print(f"{model}: forgot {label}; {count(len(classifier.classes_), 'class')}")
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    items: Annotated[
+        list[str] | None, typer.Argument(metavar="[ITEM...]", help="Files, or the texts themselves.")
+    ] = None,
+    file: Annotated[str | None, typer.Option("--file", help="One item a line; - is standard input.")] = None,
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    json_: Json = None,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Say which class each item is of."""
+    chosen = [*(items or []), *(lines(file) if file is not None else [])]
+    if not chosen:
+        raise MultifslError("nothing to predict: give items, or --file with one item a line")
+    classifier = _load(model, device, allow_download)
+    results = _predictions(classifier, chosen)
+    if json_ is not None:
+        write_json({"schema": 1, "results": results}, json_)
+    if json_ != "-":
+        rows = [(row["item"], str(row["label"]), f"{row['probability']:.3f}") for row in results]
+        show_table(("item", "label", "probability"), rows)
+
+
+def demo(device: Device = "auto", json_: Json = None, debug: Debug = False) -> None:
+    """Check the installation: learn, add and recognise classes of all three modalities, on data that come with it."""
+    from multifsl.demo import run_demo
+
+    results = run_demo(device=device, say=say if json_ == "-" else print)
+    if json_ is not None:
+        write_json(results, json_)
+
+
+def _own_task(data: Path, modality: Modality | None, text_column: str, label_column: str) -> "Task":
+    """The user's files as a task, its modality read from the files' suffixes where it is not given."""
+    from multifsl.registry import find
+
+    name = _OWN_TASKS[modality if modality is not None else _guess_modality(data)]
+    columns = {"text": text_column, "label": label_column} if name == "texts" else {}
+    task: Task = find("tasks", name)(str(data), **columns)
+    return task
+
+
+def _guess_modality(data: Path) -> str:
+    """The modality that most files are of."""
+    from multifsl.archive import members
+    from multifsl.registry import find
+
+    if not data.exists():
+        raise MultifslError(f"there are no data at {data}")
+    own = _OWN_TASKS
+    if data.is_dir():
+        files = [f.name.lower() for f in data.rglob("*") if f.is_file()]
+        own = {
+            kind: name for kind, name in own.items() if kind != "text"
+        }  # texts are one file; images may have some beside
+    else:
+        files = [m.name.lower() for m in members(data)] if data.suffix.lower() == ".zip" else [data.name.lower()]
+    suffixes = {kind: find("tasks", name).suffixes() for kind, name in own.items()}  # type: ignore[attr-defined]
+    counts = {kind: sum(f.endswith(ends) for f in files) for kind, ends in suffixes.items()}
+    best = max(counts, key=lambda kind: counts[kind])
+    if counts[best] == 0:
+        known = "; ".join(f"{kind}: {' '.join(ends)}" for kind, ends in suffixes.items())
+        raise MultifslError(
+            f"{data} has no images, clips or texts by their suffixes ({known}); say what it holds with --modality"
+        )
+    return best
+
+
+def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
+    from multifsl.defaults import is_random, open_encoder
+    from multifsl.registry import resolved
+
+    if isinstance(classifier.encoder, str):
+        import torch
+
+        torch.manual_seed(0)  # weights that nobody published start at random, but the same every time
+        built = open_encoder(classifier.encoder, task=task)
+        if is_random(classifier.encoder, built):
+            warnings.warn(
+                f"{classifier.encoder} has random weights; train it first (`multifsl train`, then --run)", stacklevel=2
+            )
+        classifier.set_params(encoder=built)
+    encoder = classifier.encoder
+    assert encoder is not None and not isinstance(encoder, str)
+    if encoder.modality != task.modality:
+        raise MultifslError(
+            f"the encoder {resolved(encoder)!r} reads {encoder.modality} items, but the data are {task.modality} items"
+        )
+    classifier.fit_items(items, progress=track)
+
+
+def _load(model: Path, device: str, allow_download: bool) -> "FewShotClassifier":
+    from multifsl.classifier import FewShotClassifier
+
+    classifier = FewShotClassifier.load(model, device=device, allow_download=allow_download)
+    if classifier.encoder is None:
+        raise MultifslError(f"{model} takes ready-made features, not files or texts; use it in Python")
+    classifier._progress = track
+    return classifier
+
+
+def _own_label(classifier: "FewShotClassifier", label: str) -> Any:
+    """The label in the model's own type: a text, or a number where its labels are numbers."""
+    if classifier.classes_.dtype.kind in "US":
+        return label
+    try:
+        number = json.loads(label)
+        own = classifier.classes_.dtype.type(number)
+        if isinstance(number, bool) == (own.dtype.kind == "b") and isinstance(number, int | float) and own == number:
+            return own.item()
+        raise ValueError(label)
+    except (ValueError, TypeError, OverflowError):
+        raise MultifslError(f"the labels of this model are numbers; {label!r} is none") from None
+
+
+def _predictions(classifier: "FewShotClassifier", items: list[str], best: int = 5) -> list[dict[str, Any]]:
+    probabilities = classifier.predict_proba(items)
+    labels = classifier.classes_.tolist()
+    results = []
+    for item, row in zip(items, probabilities, strict=True):
+        top = [{"label": labels[i], "probability": float(row[i])} for i in (-row).argsort(kind="stable")[:best]]
+        results.append({"item": item, **top[0], "known": True, "best": top})
+    return results
