@@ -226,9 +226,8 @@ def test_same_items_in_train_and_test(copies: int, severe: bool) -> None:
     train = Items(train.items[:50], train.labels[:50], ["x"])  # of one class, so that of the test's `a` alone are there
     got = found("hwu64", test=test, train=train, run_info=trained("banking77"))
     assert kinds(got) == [("same-items", severe)]
-    assert (
-        f"as train items are {copies} of the 200 items of split 'test': 'text {100 - copies} of one' (a)"
-        in got[0].message
+    assert got[0].message.startswith(
+        f"{copies} of the 200 items of split 'test' are the same as train items: 'text {100 - copies} of one' (a)"
     )
     assert got[0].message.endswith("; above 1% of them that is an error: take out one of each") == severe
     assert got[0].message.endswith("; up to 1% of them that is no error") == (not severe)
@@ -238,10 +237,7 @@ def test_same_items_in_train_and_test(copies: int, severe: bool) -> None:
 def test_same_items_within_the_test_items() -> None:
     test = items(["one", "two", "one", "three"], ["two", "four", "one"])
     (leak,) = found("hwu64", test=test)
-    assert (
-        leak.severe
-        and "are 3 of the 7 items of split 'test' (1 of one class, 2 of two): 'one' (a) and 'one' (a)" in leak.message
-    )
+    assert leak.severe and "(1 of one class, 2 of two): 'one' (a) and 'one' (a)" in leak.message
 
 
 @pytest.mark.parametrize(
@@ -284,7 +280,7 @@ def test_near_images(tmp_path: Path) -> None:
     )
     assert leak.kind == "near-items" and not leak.severe
     assert (
-        f"are {len(changed)} of the {len(changed) + len(strange)} items" in leak.message
+        leak.message.startswith(f"{len(changed)} of the {len(changed) + len(strange)} items")
         and "a.jpg (a) and a.png (x)" in leak.message
     )
 
@@ -355,7 +351,8 @@ def test_near_clips(tmp_path: Path) -> None:
     leaks = found("vctk", test=items(changed, strange), train=train, run_info=trained("arabic_speech_commands"))
     (leak,) = (each for each in leaks if "train items" in each.message and each.kind != "not-checked")
     assert leak.kind == "near-items" and not leak.severe
-    assert f"nearly the same as train items are {len(changed)} of the {len(changed + strange)} items" in leak.message
+    begin = f"{len(changed)} of the {len(changed + strange)} items of split 'test' are nearly the same as train items"
+    assert leak.message.startswith(begin)
 
 
 def test_clips_that_are_none(tmp_path: Path) -> None:
@@ -644,10 +641,7 @@ def test_cifar_fs() -> None:
     got = found(task, "val", test=task.items("val"), train=task.items("train"), run_info=trained("cifar_fs"))
     (same,) = (leak for leak in got if "train items" in leak.message)
     assert same.kind == "same-items" and not same.severe
-    assert (
-        "1 of the 3,200 items of split 'val': test_otter_s_000663.png (otter) and test_seal_s_001907.png (seal)"
-        in same.message
-    )
+    assert "train items: test_otter_s_000663.png (otter) and test_seal_s_001907.png (seal)" in same.message
     check_leaks(got)  # a set that everybody compares on is no error
 
 
@@ -679,4 +673,4 @@ def test_trained_on_one_set_of_texts_and_tested_on_another() -> None:
     task = build("tasks", "clinc150")
     got = found(task, test=task.items("test"), train=build("tasks", "hwu64").items("train"), run_info=trained("hwu64"))
     (same,) = (leak for leak in got if leak.kind == "same-items")
-    assert "train items are 4 of the 3,750 items" in same.message and "'call mom' (make_call)" in same.message
+    assert same.message.startswith("4 of the 3,750 items") and "'call mom' (make_call)" in same.message
