@@ -34,11 +34,15 @@ from multifsl.encoders._lora import add_lora, check_lora
 from multifsl.encoders._models import in_blocks_of_length, keep_used, load_model, make_constant
 from multifsl.encoders._padding import MaskedGroupNorm, by_length, conv_frames, conv_samples, valid_frames
 from multifsl.encoders._speech import SAMPLE_RATE, load_waveform, masked_mean, stack_waves
+from multifsl.encoders._voice import cut, load_speech
 from multifsl.encoders._waves import HOP, AstFrames, WhisperFrames, waves_reader
 from multifsl.encoders._xvector import XVector
 from multifsl.episode import Inputs
 from multifsl.errors import BadFile, MultifslError
 from multifsl.functional import full_precision, without_autocast
+from multifsl.windows import Windows
+
+LONGEST = 3 * SAMPLE_RATE  # samples of speech that a speaker's embedding is made of at once
 
 
 class TruncatedClipsWarning(UserWarning):
@@ -166,6 +170,13 @@ class Audio(Encoder):
                 )
             return wave[:longest]
         return wave if len(wave) >= self.reader.shortest else np.resize(wave, self.reader.shortest)
+
+    def windows(self, item: Any) -> Windows:
+        """With pooling="xvector", the clip's speech in pieces of 3 s; else the clip as it is, which need not be speech."""
+        if self.head is None:
+            return super().windows(item)
+        wave, seconds = load_speech(item)
+        return Windows([self.load((piece, SAMPLE_RATE)) for piece in cut(wave, LONGEST)], seconds)
 
     def collate(self, loaded: Sequence[Any]) -> Inputs:
         return stack_waves(loaded)

@@ -14,7 +14,7 @@ Output: [B, 256], of length 1 and without negative numbers: the mean over window
 
 with frames of 40 mel bands of power, no logarithm, 25 ms every 10 ms.
 
-Departure: the package cuts long silences out with a voice activity detector that is not used here.
+Departure: the package cuts long silences out with a voice activity detector of its own. Here a classifier does it, by `windows`.
 
 Shape letters: B clips, L samples, F frames, M mel bands, P windows.
 """
@@ -31,9 +31,11 @@ from torch import Tensor, nn
 from multifsl.encoder import Encoder
 from multifsl.encoders._hub import package_folder
 from multifsl.encoders._speech import SAMPLE_RATE, load_waveform, stack_waves
+from multifsl.encoders._voice import load_speech
 from multifsl.episode import Inputs
 from multifsl.errors import BadFile, DataNotFound, MultifslError
 from multifsl.functional import without_autocast
+from multifsl.windows import Windows
 
 WINDOW, HOP, N_MELS = 400, 160, 40  # samples, samples, bands
 FRAMES, STRIDE = 160, 77  # of a window, and to the next
@@ -80,8 +82,12 @@ class Ge2e(Encoder):
 
     def load(self, item: Any) -> np.ndarray:
         """A clip as int16 [n], repeated until it lasts 1.6 s or more."""
-        wave = load_waveform(item)
-        return np.tile(wave, math.ceil(SAMPLES / len(wave)))
+        return repeated(load_waveform(item))
+
+    def windows(self, item: Any) -> Windows:
+        """The clip's speech in one piece: it is cut into windows, and their mean taken, by the network itself."""
+        wave, seconds = load_speech(item)
+        return Windows([repeated(wave)], seconds)
 
     def collate(self, loaded: Sequence[Any]) -> Inputs:
         return stack_waves(loaded)
@@ -109,6 +115,11 @@ class Ge2e(Encoder):
         pieces = F.pad(wave, (WINDOW // 2, WINDOW // 2 + missing + last)).unfold(1, WINDOW, HOP)  # [B, F, 400]
         power = torch.view_as_real(torch.fft.rfft(pieces * self.window.to(wave.dtype))).square().sum(-1)
         return power @ self.bands.to(wave.dtype)
+
+
+def repeated(wave: np.ndarray) -> np.ndarray:
+    """int16 [n], as often as makes 1.6 s or more."""
+    return np.tile(wave, math.ceil(SAMPLES / len(wave)))
 
 
 def louder(wave: Tensor, length: Tensor) -> Tensor:

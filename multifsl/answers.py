@@ -103,8 +103,6 @@ def _read(tasks: Sequence[Indices], logits: Tensor, trials: bool) -> dict[str, n
     p, z_out = metrics.probabilities(z_in), z[~inside]  # [M, N], [U, N]
     predicted, at = z_in.argmax(1), np.arange(len(z_in))
     right = predicted == y_in
-    if trials and len(z_in):  # a log-probability knows the other classes, and is no score of one
-        trials = bool(np.abs(p - np.exp(np.minimum(z_in, 1.0))).max() > 1e-3)
     own = np.zeros(z_in.shape if trials else (0, z_in.shape[1]), dtype=bool)
     if trials:
         own[at, y_in] = True

@@ -32,6 +32,7 @@ from multifsl.episode import (
 from multifsl.errors import BadItem, MultifslError
 from multifsl.registry import resolved
 from multifsl.task import Items
+from multifsl.windows import Windows, mean_of_windows
 
 BLOCK = 512  # items collated at once: bounds what decoded copies take beside the bank
 EMBED_BLOCK = 1024  # items embedded at once: enough for batches of similar length, few enough for a bar that moves
@@ -175,14 +176,16 @@ def sampler_of(items: Items, **shape: Any) -> EpisodeSampler:
     )
 
 
-def scan(encoder: Encoder, items: Sequence[Any], bad: list[str], progress: Any = None) -> Iterator[tuple[int, Any]]:
+def scan(
+    load: Callable[[Any], Any], items: Sequence[Any], bad: list[str], progress: Any = None
+) -> Iterator[tuple[int, Any]]:
     """(position, loaded item) of those that can be read; the others are noted in `bad`."""
     positions = range(len(items))
     for i in progress(positions, description="reading items", total=len(items)) if progress else positions:
         item = None
         try:
             item = items[i]  # a lazy sequence decodes here
-            loaded = encoder.load(item)
+            loaded = load(item)
         except BadItem as error:
             bad.append(_named(item, i, error))
             continue
@@ -197,7 +200,7 @@ def load_all(
     Raises MultifslError where none can be read.
     """
     bad: list[str] = []
-    read = list(scan(encoder, items, bad, progress))
+    read = list(scan(encoder.load, items, bad, progress))
     _report_bad(bad, len(items))
     return [loaded for _, loaded in read], [i for i, _ in read]
 
@@ -255,6 +258,12 @@ def select(items: Items, kept: Sequence[int]) -> Items:
     )
 
 
+def embed_windows(encoder: Encoder, found: Sequence[Windows], batch_size: int = 64) -> torch.Tensor:
+    """Embeddings [n, D] of items, each from its windows."""
+    x = collate_blocks(encoder, [piece for item in found for piece in item.pieces])
+    return mean_of_windows(encoder.embed(x, batch_size), [len(item.pieces) for item in found])
+
+
 def embed_items(
     encoder: Encoder,
     items: Items,
@@ -262,23 +271,35 @@ def embed_items(
     batch_size: int = 64,
     progress: Progress | None = None,
     cache: EmbeddingCache | None = None,
+    seconds: list[float | None] | None = None,
 ) -> tuple[torch.Tensor, Items]:
     """Embeddings [n, D] of all items, and the items without those that cannot be read; memory stays bounded.
 
     cache: where blocks that were embedded before are read, and the others kept, each as soon as it is there.
+    seconds: a list that takes the seconds of speech of each item kept; then each is embedded by its windows, without a cache.
     """
+    assert cache is None or seconds is None
     embed = encoder.embed if cache is None else cache.embedder(encoder, resolved(encoder))
     parts: list[torch.Tensor] = []
     kept: list[int] = []
     bad: list[str] = []
     block: list[Any] = []
-    for i, loaded in scan(encoder, items.items, bad, progress):
+
+    def add() -> None:
+        if seconds is None:
+            parts.append(embed(collate_blocks(encoder, block), batch_size))
+            return
+        seconds.extend(found.seconds for found in block)
+        parts.append(embed_windows(encoder, block, batch_size))
+        block.clear()
+
+    for i, loaded in scan(encoder.load if seconds is None else encoder.windows, items.items, bad, progress):
         block.append(loaded)
         kept.append(i)
         if len(block) == EMBED_BLOCK:
-            parts.append(embed(collate_blocks(encoder, block), batch_size))
+            add()
     if block:
-        parts.append(embed(collate_blocks(encoder, block), batch_size))
+        add()
     _report_bad(bad, len(items.labels))
     return torch.cat(parts), select(items, kept)
 
@@ -307,7 +328,9 @@ def open_data(
         stacklevel=2,
     )
     bad: list[str] = []
-    kept = [i for i, _ in scan(encoder, items.items, bad, progress)]  # a bad item would stop the training when it came
+    kept = [
+        i for i, _ in scan(encoder.load, items.items, bad, progress)
+    ]  # a bad item would stop the training when it came
     _report_bad(bad, len(items.labels))
     return Stream(encoder, select(items, kept), device=device)
 

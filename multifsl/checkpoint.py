@@ -340,6 +340,7 @@ def load_run(
     built = build_pair(info, path, allow_download=allow_download)
     info = {"encoder_weights": "inside", **info}  # what older runs, which held all, do not say
     load_own(built, tensors, info, path / "run.json", source)
+    built.calibration = done.get("calibration")
     if method is not None:
         tensors, published = built.state_dict(), built.encoder.published
         same = find("methods", parse(method)[0].name) is type(built)

@@ -1,7 +1,8 @@
 """The command line: a thin layer over the Python functions.
 
-Results go to stdout; progress, notices, warnings and errors to stderr. Exit codes: 0 done; 2 the user's error, one message;
-1 ours. The commands are in `multifsl/commands`.
+Results go to stdout; progress, notices, warnings and errors to stderr. Exit codes: 0 done, or accepted by `verify`; 2 the user's
+error, one message; 1 ours, or refused by `verify`; 130 and 143 stopped by Ctrl-C and SIGTERM. The commands are in
+`multifsl/commands`.
 """
 
 import os
@@ -31,7 +32,7 @@ data_app.command("list")(data.list_)
 app.command("list")(listing.list_)  # in the order that --help has them
 for command in (
     *(train.train, evaluate.evaluate, train.reproduce),
-    *(learn.fit, learn.enroll, learn.forget, learn.predict, learn.demo),
+    *(learn.fit, learn.enroll, learn.forget, learn.rename, learn.predict, learn.verify, learn.info, learn.demo),
     *(evaluate.compare, evaluate.report, listing.cache),
 ):
     app.command()(command)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -15,34 +15,37 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from multifsl.bank import Bank, Progress, sampler_of, select
+from multifsl.bank import Bank, Progress, select
 from multifsl.curves import write
 from multifsl.encoder import Encoder
 from multifsl.episode import Indices, Range, map_inputs, spelled
+from multifsl.episode_file import among, read_episodes, write_episodes
 from multifsl.errors import MultifslError
 from multifsl.evaluation import (
     DEFAULT_METHOD,
     Drawn,
     Evaluation,
     Subject,
-    all_ways,
     answer,
     blocks,
     cache_for,
     embedded,
     evaluation_of,
+    find_episodes,
     highest,
     is_joined,
     items_of,
     leaks_of,
     open_subject,
+    parted,
     positions,
+    shape_of,
 )
 from multifsl.intervals import difference, holm
 from multifsl.leaks import Leak, read_contents
 from multifsl.options import check_arguments
 from multifsl.registry import build, resolved
-from multifsl.task import Task, check_split
+from multifsl.task import Items, Task, check_split
 
 LEVEL = 0.05  # of the tests, over a whole table
 EVERY = 0.005  # seconds between looks at the memory
@@ -82,7 +85,7 @@ class Comparison:
     split: str
     way: Range
     shot: Range
-    query: int
+    query: Range
     episodes: int
     seed: int
     entries: list[Entry]
@@ -109,6 +112,8 @@ def compare(
     imbalance: float = 0.0,
     skip_small_classes: bool = False,
     unknown: int = 0,
+    outside: int = 0,
+    episodes_file: Path | str | None = None,
     allow_leaks: Sequence[str] = (),
     leak_check: Literal["quick", "full"] = "quick",
     batch_size: int = 64,
@@ -123,7 +128,7 @@ def compare(
     Args:
         encoders: specs, or built ones. methods: on top of each of them, by default "prototypical(distance='cosine')". runs:
             folders, or "model:NAME".
-        shots: each is compared by itself, so that accuracy can be drawn against the number of labels.
+        shots: each is compared by itself, so that accuracy can be drawn against the number of labels. With episodes_file, one.
         The others: see `multifsl.evaluate`.
 
     Raises:
@@ -149,18 +154,26 @@ def compare(
         raise MultifslError(f"there are at least two to compare, of encoders x methods and of runs; {len(asked)} came")
     if len(set(names)) < len(names):
         raise MultifslError(f"{next(name for name in names if names.count(name) > 1)} is named twice")
+    if not shots or len(set(shots)) < len(shots):
+        raise MultifslError(f"a comparison needs at least one number of shots, and each once; {list(shots)} came")
+    if episodes_file is not None and len(shots) > 1:
+        raise MultifslError(f"a file of episodes has one number of shots, and {len(shots)} were asked for: name one")
     data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
     items = items_of(data, split)
-    shapes: dict[int, dict[str, Any]] = {}
-    for shot in shots:
-        shapes[shot] = {
-            "way": 2 if way == "all" else way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups,
-            "imbalance": imbalance, "skip_small_classes": skip_small_classes, "unknown": unknown,
-        }  # fmt: skip
-        if way == "all":
-            shapes[shot]["way"] = all_ways(sampler_of(items, **shapes[shot]))
-    ways = max(highest(shape["way"]) for shape in shapes.values())
-    drawn = {shot: Drawn(items, [], 0, shape) for shot, shape in shapes.items()}  # says at once what does not fit
+    path, written, seed, outside = find_episodes(episodes_file, seed, outside)
+    outsiders = data.unknowns(split) if outside else []
+    shape: dict[str, Any] = {
+        "way": way, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
+        "skip_small_classes": skip_small_classes, "unknown": unknown,
+    }  # fmt: skip
+    drawn = {  # says at once what does not fit
+        shot: Drawn(items, outsiders, outside, {**shape, "shot": shot}, check=written is None) for shot in shots
+    }
+    every = drawn[shots[0]].items
+    listed = [] if written is None else read_episodes(written, every, split)
+    if listed and items.groups is not None:
+        disjoint_groups = all(parted(one, every.groups) for one in listed)
+    ways = max(highest(one.shape["way"]) for one in drawn.values()) if written is None else written.ways
     contents = read_contents(items, data.modality, progress, cache=cache)  # once, for all
     subjects: dict[str, Subject] = {}
     banks: dict[str, Bank] = {}
@@ -181,36 +194,41 @@ def compare(
             if twin is not None
             else embedded(
                 subject.method,
-                items,
+                every,
                 batch_size=batch_size,
                 cache=cache_for(subject) if cache else None,
                 progress=progress,
             )
         )
-    common = sorted(set.intersection(*(set(positions(items, bank.items)) for bank in banks.values())))
-    banks = {name: _restricted(bank, positions(items, bank.items), common) for name, bank in banks.items()}
+    common = sorted(set.intersection(*(set(positions(every, bank.items)) for bank in banks.values())))
+    banks = {name: _restricted(bank, positions(every, bank.items), common) for name, bank in banks.items()}
     found = []
-    for shot in shots:
-        sampler = drawn[shot].sampler(next(iter(banks.values())))
-        tasks = [one for block in blocks(sampler, episodes) for one in block]
+    for one in drawn.values():
+        if written is not None:
+            tasks = among(common, listed, written.path)
+        else:
+            sampler = one.sampler(next(iter(banks.values())))
+            tasks = [task for block in blocks(sampler, episodes) for task in block]
+            if path is not None:
+                write_episodes(path, tasks, every, split, common, seed, outside)
+        asked_for = {**one.shape, "outside": outside, "episodes_file": None if path is None else str(path)}
+        met = {key: one.shape[key] for key in ("way", "shot", "query")} if path is None else shape_of(tasks)
         entries, scores, classes = [], {}, np.empty(0)
         for name, subject in subjects.items():
             entry, scores[name], classes = _entry(
-                name, subject, banks[name], tasks, split, shapes[shot], marks[name], progress
+                name, subject, banks[name], tasks, items, split, asked_for, marks[name], progress
             )
-            entries.append(entry)
-        entries.sort(key=lambda one: -one.evaluation.accuracy)
+            entries.append(replace(entry, evaluation=replace(entry.evaluation, **met)))
+        entries.sort(key=lambda entry: -entry.evaluation.accuracy)
         found.append(
             Comparison(
                 task=resolved(data),
                 split=split,
-                way=shapes[shot]["way"],
-                shot=shot,
-                query=query,
-                episodes=episodes,
+                **met,
+                episodes=len(tasks),
                 seed=seed,
                 entries=entries,
-                pairs=_pairs([one.name for one in entries], scores, None if is_joined(items) else classes),
+                pairs=_pairs([entry.name for entry in entries], scores, None if is_joined(items) else classes),
             )
         )
     return found
@@ -251,6 +269,7 @@ def _entry(
     subject: Subject,
     bank: Bank,
     tasks: list[Indices],
+    items: Items,
     split: str,
     shape: dict[str, Any],
     marks: list[Leak],
@@ -262,7 +281,7 @@ def _entry(
     with _memory(bank) as most:
         answers = answer(subject.method, bank, tasks, len(tasks), progress=progress)
     seconds = time.perf_counter() - begin
-    evaluation = evaluation_of(subject, answers, bank.items, split, shape, marks, seconds)
+    evaluation = evaluation_of(subject, answers, items, split, shape, marks, seconds)
     entry = Entry(name, evaluation, round(1000 * seconds / len(tasks), 3), round(most[0] / 2**20, 1))
     return entry, answers.scores, answers.classes
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from multifsl.checkpoint import load_run
 from multifsl.encoder import Encoder
 from multifsl.errors import DataNotFound, MultifslError
-from multifsl.registry import build
+from multifsl.registry import build, parse
 from multifsl.shipped import names_run
 from multifsl.task import Task
 
@@ -29,6 +29,23 @@ class DefaultEncoderWarning(UserWarning):
 def is_random(spec: str | Encoder, encoder: Encoder) -> bool:
     """Whether the encoder that was opened by a spec has weights that nobody trained."""
     return isinstance(spec, str) and not encoder.pretrained
+
+
+def warn_of_euclidean(spec: str, encoder: Encoder) -> None:
+    """Warn where a method, named without its distance, takes the paper's Euclidean one on published weights as they are.
+
+    Nobody trained these by it: on EfficientNet and the like it costs several points, and the probabilities are worth nothing.
+
+    >>> from multifsl.encoder import Features
+    >>> warn_of_euclidean("prototypical", Features(4))  # of weights that were trained by it, or by nobody, nothing is said
+    """
+    method = parse(spec)[0]
+    if method.name == "prototypical" and "distance" not in method.kwargs and encoder.published:
+        warnings.warn(
+            "prototypical takes squared Euclidean distances, as in its paper, which trains the encoder by them; on a pretrained "
+            "encoder as it is, \"prototypical(distance='cosine')\" does better (distance='euclidean', written out, is silent)",
+            stacklevel=3,
+        )
 
 
 def open_encoder(spec: str | Encoder, *, task: Task | None = None) -> Encoder:

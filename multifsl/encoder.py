@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from multifsl.episode import Inputs, first_leaf, lengths, map_inputs, size, trim
+from multifsl.windows import Windows
 
 _downloads: ContextVar[bool] = ContextVar("downloads", default=True)
 
@@ -48,6 +49,10 @@ class Encoder(nn.Module):
     def load(self, item: Any) -> Any:
         """Read and decode one item. Raises BadItem, which names it, where it cannot be used."""
         raise NotImplementedError
+
+    def windows(self, item: Any) -> Windows:
+        """The pieces of an item that a classifier embeds and takes the mean of: the whole item, unless an encoder knows better."""
+        return Windows([self.load(item)])
 
     def collate(self, loaded: Sequence[Any]) -> Inputs:
         """Loaded items as one padded batch, compact (uint8 images, int16 audio, token ids), on the CPU."""

@@ -6,6 +6,7 @@ Shape letters: T tasks, N ways, Q queries, n items of the split, D embedding wid
 import contextlib
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,22 +20,25 @@ from multifsl.answers import Answers, collect, details, figures
 from multifsl.bank import Bank, Progress, Tasks, embed_items, sampler_of, select
 from multifsl.cache import EmbeddingCache
 from multifsl.checkpoint import load_run, read_json
-from multifsl.defaults import is_random, open_encoder
+from multifsl.defaults import is_random, open_encoder, warn_of_euclidean
 from multifsl.encoder import Encoder
 from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, Range
-from multifsl.episode_file import among, of_one_shape, open_episodes, read_episodes, write_episodes
+from multifsl.episode_file import Written, among, of_one_shape, open_episodes, read_episodes, write_episodes
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
 from multifsl.functional import accuracy
-from multifsl.leaks import READ_MOST, Contents, Leak, check_leaks, find_leaks
+from multifsl.leaks import READ_MOST, Contents, Leak, check_leaks, find_leaks, read_contents
 from multifsl.method import Method
 from multifsl.options import check_arguments
-from multifsl.registry import build, resolved
+from multifsl.registry import build, names, parse, resolved
 from multifsl.shipped import run_folder
 from multifsl.task import SPLITS, Chain, Items, Task, check_split
 
 DEFAULT_METHOD = "prototypical(distance='cosine')"
 BASE_ITEMS = 2000  # of the train classes, for methods that want to see them
 CHUNK = 32  # episodes solved together: small enough to stay in the cache, large enough to hide the dispatch
+MOST_BYTES = (
+    2**24
+)  # of logits of float32 that are solved together: some ten times as many are taken while they are read
 
 
 @dataclass(frozen=True)
@@ -137,13 +141,8 @@ def evaluate(
     check_arguments(evaluate, locals())
     check_split(split)
     begin = time.perf_counter()
-    path = None if episodes_file is None else Path(episodes_file)
-    written = None if path is None or not path.exists() else open_episodes(path)
-    ways = None if way == "all" else highest(way)
-    if written is not None:
-        ways = written.ways
-        seed = seed if written.seed is None else written.seed
-        outside = outside if written.outside is None else written.outside
+    path, written, seed, outside = find_episodes(episodes_file, seed, outside)
+    ways = written.ways if written is not None else None if way == "all" else highest(way)
     subject = open_subject(
         run, task=task, encoder=encoder, method=method, weights=weights, ways=ways, seed=seed, device=device, data_root=data_root,
         allow_download=allow_download, progress=progress,
@@ -151,16 +150,15 @@ def evaluate(
     learner, data = subject.method, subject.task
     items = items_of(data, split)
     shape: dict[str, Any] = {
-        "way": 2 if way == "all" else way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups,
-        "imbalance": imbalance, "skip_small_classes": skip_small_classes, "unknown": unknown,
+        "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
+        "skip_small_classes": skip_small_classes, "unknown": unknown,
     }  # fmt: skip
-    if way == "all" and written is None:
-        shape["way"] = all_ways(sampler_of(items, **shape))
-        check_ways(learner, shape["way"])
     drawn = Drawn(items, data.unknowns(split) if outside else [], outside, shape, check=written is None)
+    if written is None:
+        check_ways(learner, highest(drawn.shape["way"]))
     listed = [] if written is None else read_episodes(written, drawn.items, split)
     if listed and items.groups is not None:
-        disjoint_groups = all(_parted(one, drawn.items.groups) for one in listed)
+        disjoint_groups = all(parted(one, drawn.items.groups) for one in listed)
     marks = leaks_of(
         subject, split, items, weights=weights, disjoint_groups=disjoint_groups, allowed=allow_leaks,
         full=leak_check == "full", cache=cache, data_root=data_root, progress=progress,
@@ -174,17 +172,32 @@ def evaluate(
         tasks = [task for block in blocks(tasks, episodes) for task in block]
         write_episodes(path, tasks, drawn.items, split, kept, seed, outside)
     answers = answer(learner, bank, tasks, episodes, progress=progress)
-    shape |= {"way": way} if written is not None else {}  # as asked for: the file's follows below
-    asked = {**shape, "outside": outside, "episodes_file": None if path is None else str(path)}
+    asked = {**drawn.shape, "outside": outside, "episodes_file": None if path is None else str(path)}
     found = evaluation_of(subject, answers, items, split, asked, marks, time.perf_counter() - begin)
-    if not isinstance(tasks, list):
-        return found
-    return replace(
-        found,
-        way=_range_of([len(one.classes) for one in tasks]),
-        shot=_range_of([len(one.support) // len(one.classes) for one in tasks]),
-        query=_range_of([int((one.query_y != UNKNOWN).sum()) // len(one.classes) for one in tasks]),
+    return replace(found, **shape_of(tasks)) if isinstance(tasks, list) else found
+
+
+def find_episodes(file: Path | str | None, seed: int, outside: int) -> tuple[Path | None, Written | None, int, int]:
+    """Where a file of episodes is, or is to be; what is there; and the seed and outside that count."""
+    path = None if file is None else Path(file)
+    if path is None or not path.exists():
+        return path, None, seed, outside
+    written = open_episodes(path)
+    return (
+        path,
+        written,
+        seed if written.seed is None else written.seed,
+        outside if written.outside is None else written.outside,
     )
+
+
+def shape_of(tasks: Sequence[Indices]) -> dict[str, Any]:
+    """way, shot and query as they are in a list of tasks."""
+    return {
+        "way": _range_of([len(one.classes) for one in tasks]),
+        "shot": _range_of([len(one.support) // len(one.classes) for one in tasks]),
+        "query": _range_of([int((one.query_y != UNKNOWN).sum()) // len(one.classes) for one in tasks]),
+    }
 
 
 def evaluation_of(
@@ -209,8 +222,21 @@ def evaluation_of(
         task=resolved(subject.task), split=split, encoder=resolved(method.encoder), method=resolved(method),
         **{key: shape[key] for key in ("way", "shot", "query", "seed")}, episodes=len(answers.scores), **found,
         transductive=method.transductive, marks=marks, seconds=round(seconds, 3), arguments=arguments,
-        details=details(answers, items.class_names),
+        details=details(answers, class_labels(items, subject.task)),
     )  # fmt: skip
+
+
+def class_labels(items: Items, task: Task) -> list[str]:
+    """The classes' names; where joined data sets have the same ones, with the data set behind: "cat [photos]"."""
+    counts = Counter(items.class_names)
+    if items.sources is None or len(counts) == len(items.class_names):
+        return items.class_names
+    sets = [Path(str(part.kwargs.get("path") or part.name)).name for part in parse(resolved(task))]
+    sets = [f"{name} {i}" if sets.count(name) > 1 else name for i, name in enumerate(sets, 1)]
+    return [
+        f"{name} [{sets[source]}]" if counts[name] > 1 else name
+        for name, source in zip(items.class_names, items.sources.tolist(), strict=True)
+    ]
 
 
 def is_joined(items: Items) -> bool:
@@ -220,12 +246,14 @@ def is_joined(items: Items) -> bool:
 
 class Subject(NamedTuple):
     """What is evaluated: a method, in evaluation mode on its device, the task, and the page of its run, where it is of one. asked:
-    the arguments of `evaluate` that give it again."""
+    the arguments of `evaluate` that give it again, None for what was built in Python and has no name that would. base: the task of
+    whose train items the method was shown embeddings here."""
 
     method: Method
     task: Task
     info: dict[str, Any] | None
     asked: dict[str, str | None]
+    base: Task | None = None
 
 
 def open_subject(
@@ -255,7 +283,10 @@ def open_subject(
         if not isinstance(task, str | Task):
             raise BadFile(f"{run} names no task")
     elif encoder is None or task is None:
-        raise MultifslError("evaluate takes a run, or a task and an encoder")
+        raise MultifslError(
+            "evaluate takes a run, or a task and an encoder; where a result's arguments have None for these, they were built in "
+            "Python, and are to be given as they were"
+        )
     data = build("tasks", task, data_root=data_root) if isinstance(task, str) else task
     if encoder is not None:
         network = open_encoder(encoder, task=data)
@@ -263,19 +294,25 @@ def open_subject(
             warnings.warn(f"{encoder} has random weights: it was neither trained nor published", stacklevel=3)
         learner = build("methods", method or DEFAULT_METHOD, encoder=network, way=ways).to(where)
         learner.warn_of_random_weights()
+        warn_of_euclidean(method or DEFAULT_METHOD, network)
     check_modality(learner, data)
     if ways is not None:
         check_ways(learner, ways)
+    base = None
     if learner.wants_base and not learner.saw_base:
         own = None if info is None else info.get("task")
         base = data if own in (None, task) else build("tasks", own, data_root=data_root)
         learn_base(learner.eval(), base.items("train"), progress)
+    named: str | None = learner.encoder.run or resolved(learner.encoder)
+    if isinstance(encoder, Encoder) and encoder.run is None and not encoder.published:
+        named = None
     asked = {
-        "run": None if run is None else str(run), "weights": weights, "task": resolved(data),
-        "encoder": None if run is not None else learner.encoder.run or resolved(learner.encoder),
+        "run": None if run is None else str(run), "weights": weights,
+        "task": resolved(data) if all(part.name in names("tasks") for part in parse(resolved(data))) else None,
+        "encoder": None if run is not None else named,
         "method": None if run is not None and method is None else resolved(learner),
     }  # fmt: skip
-    return Subject(learner.eval(), data, info, asked)
+    return Subject(learner.eval(), data, info, asked, base)
 
 
 def check_ways(method: Method, ways: int) -> None:
@@ -326,22 +363,44 @@ def leaks_of(
     Raises MultifslError for a severe leak that is not allowed.
     """
     check_leaks([], allowed)
-    encoder, info, train = subject.method.encoder, subject.info, None
-    trained = read_json(run_folder(encoder.run) / "run.json") if info is None and encoder.run is not None else info
-    if trained is not None:
-        with contextlib.suppress(DataNotFound):  # then it is marked as not checked
-            train = build("tasks", trained["task"], data_root=data_root).items("train")
-    found = find_leaks(
-        subject.task, split, encoder=encoder.run or encoder, test=items, train=train, run_info=info, weights=weights,
-        disjoint_groups=disjoint_groups, most=None if full else READ_MOST, cache=cache, progress=progress,
-    )  # fmt: skip
-    return check_leaks(found, allowed)
+    encoder, info = subject.method.encoder, subject.info
+    if info is None and encoder.run is not None:
+        info = read_json(run_folder(encoder.run) / "run.json")
+    pasts = [_with_train_items(info, data_root)]
+    if subject.base is not None:  # without a run, of the evaluated task, which is then what was learned from
+        page = {"task": resolved(subject.base), "encoder": (info or {}).get("encoder")}
+        pasts = [*(pasts if info else []), (page, subject.base.items("train"))]
+    test = items if isinstance(items, Contents) else read_contents(items, subject.task.modality, progress, cache=cache)
+    found = [
+        leak
+        for past, train in pasts
+        for leak in find_leaks(
+            subject.task, split, encoder=encoder, test=test, train=train, run_info=past, weights=weights,
+            disjoint_groups=disjoint_groups, most=None if full else READ_MOST, cache=cache, progress=progress,
+        )
+    ]  # fmt: skip
+    return check_leaks(dict.fromkeys(found), allowed)
+
+
+def _with_train_items(
+    info: dict[str, Any] | None, data_root: Path | str | None
+) -> tuple[dict[str, Any] | None, Items | None]:
+    """A run's page, with the place where its train items now are, and these; None where they are not here, or are not the same."""
+    if info is None:
+        return None, None
+    for at in dict.fromkeys((info.get("task_at", info["task"]), info["task"])):
+        with contextlib.suppress(MultifslError):  # then it is marked as not checked
+            train = build("tasks", at, data_root=data_root).items("train")
+            if info.get("train_items") in (None, [len(train.labels), train.fingerprint()]):
+                return {**info, "task_at": at}, train
+    return info, None
 
 
 class Drawn:
     """The items that episodes are drawn from; behind those of the classes, some of no class, of which each episode gets a few.
 
-    outsiders: the items of no class, and outside: how many an episode. shape: EpisodeSampler's options.
+    outsiders: the items of no class, and outside: how many an episode. shape: EpisodeSampler's options; a way of "all" becomes the
+    number of classes.
 
     Raises MultifslError, before anything is read, where the items are too few; not with check=False, for episodes from elsewhere.
     """
@@ -349,31 +408,38 @@ class Drawn:
     def __init__(
         self, items: Items, outsiders: Sequence[Any], outside: int, shape: dict[str, Any], *, check: bool = True
     ) -> None:
+        self.every, self.shape = shape["way"] == "all", shape
         if check:
-            sampler_of(items, **shape)
+            self._sampler(items)
         if outside > len(outsiders):
             raise MultifslError(
                 f"{outside} queries of no class an episode were asked for, and the split has {len(outsiders)} such items; take "
                 "classes of the split for unknown instead (--unknown)"
             )
-        self.own, self.outside, self.shape, self.items = items, outside, shape, items
+        self.own, self.outside, self.items = items, outside, items
         if outside:
             many = len(outsiders)
             groups = items.groups
             if groups is not None:
                 groups = np.concatenate([groups, np.full(many, int(groups.max(initial=-1)) + 1)])
             labels = np.concatenate([items.labels, np.full(many, len(items.class_names))])
-            self.items = Items(Chain([items.items, outsiders]), labels, [*items.class_names, "(none)"], groups)
+            sources = None if items.sources is None else np.append(items.sources, -1)
+            self.items = Items(Chain([items.items, outsiders]), labels, [*items.class_names, "(none)"], groups, sources)
 
     def sampler(self, bank: Bank) -> Tasks:
         """What draws tasks from the bank of these items, some of which may not have been readable."""
         if not self.outside:
-            return sampler_of(bank.items, **self.shape)
+            return self._sampler(bank.items)
         count = int((bank.items.labels < len(self.own.class_names)).sum())
         kept = select(bank.items, range(count))
         own = Items(kept.items, kept.labels, self.own.class_names, kept.groups, self.own.sources)
         rows = np.arange(count, len(bank.items.labels))
-        return WithOutside(sampler_of(own, **self.shape), rows, self.outside)
+        return WithOutside(self._sampler(own), rows, self.outside)
+
+    def _sampler(self, items: Items) -> EpisodeSampler:
+        if self.every:
+            self.shape = {**self.shape, "way": all_ways(sampler_of(items, **{**self.shape, "way": 2}))}
+        return sampler_of(items, **self.shape)
 
 
 class WithOutside:
@@ -454,7 +520,8 @@ def blocks(tasks: Tasks | list[Indices], episodes: int) -> Iterator[Sequence[Ind
 def solved(
     method: Method, bank: Bank, tasks: Tasks | list[Indices], episodes: int, progress: Progress | None = None
 ) -> Iterator[tuple[Sequence[Indices], Tensor, Tensor]]:
-    """Each block of tasks with its logits [T, Q, N] and its queries' labels [T, Q], both on the bank's device."""
+    """Each block of tasks, cut where its logits would be many, with them [T, Q, N] and its queries' labels [T, Q], both on the
+    bank's device."""
     was_training = method.training
     method.eval()
     run = method.solve_embedded if method.takes_embeddings else method
@@ -464,10 +531,12 @@ def solved(
         each = progress(each, description="episodes", total=count)
     try:
         for block in each:
-            with torch.inference_mode():
-                batch = bank.episodes(block)
-                logits = run(batch).logits
-            yield block, logits, batch.query.y
+            fit = max(1, MOST_BYTES // (4 * len(block[0].query) * len(block[0].classes)))
+            for part in (block[start : start + fit] for start in range(0, len(block), fit)):
+                with torch.inference_mode():
+                    batch = bank.episodes(part)
+                    logits = run(batch).logits
+                yield part, logits, batch.query.y
     finally:
         method.train(was_training)
 
@@ -481,8 +550,8 @@ def answer(
     progress: Progress | None = None,
 ) -> Answers:
     """All that a method answers in a list of tasks, or in as many as `episodes` of a sampler; of speech, trials of verification
-    too, unless the method looks at the queries together."""
-    trials = method.encoder.modality == "speech" and not method.transductive
+    too, where a class's logit is a score of that class."""
+    trials = method.encoder.modality == "speech" and method.class_by_class
     found = collect(
         ((block, logits) for block, logits, _ in solved(method, bank, tasks, episodes, progress)), trials=trials
     )
@@ -529,7 +598,7 @@ def episode_accuracies(
     return solve(method, bank, sampler_of(bank.items, **shape), episodes, progress)
 
 
-def _parted(task: Indices, groups: np.ndarray | None) -> bool:
+def parted(task: Indices, groups: np.ndarray | None) -> bool:
     """Whether the support and the queries of a task share no group."""
     return groups is None or not np.isin(groups[task.query], groups[task.support]).any()
 

@@ -1,6 +1,6 @@
 """Leaks: what makes a figure look better than it is, found before an evaluation and said beside it.
 
-    trained-on    the classes evaluated are those that the run was trained on
+    trained-on    the classes evaluated are those that the run was trained on, or that the method was shown beforehand
     chosen-on     the run's best weights are those that did best on this split
     classes       train and test items share classes of one data set
     same-items    the same item stands in the train and the test items, or twice in the test items
@@ -20,8 +20,9 @@ import hashlib
 import time
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatch
+from functools import cache as remembered
 from io import BytesIO
-from os.path import realpath
+from os.path import abspath, exists, realpath
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import category
@@ -58,6 +59,17 @@ FLAT = 2.0  # grey levels of standard deviation: below it, any two images are al
 SOUNDS_ALIKE = 0.9
 LOWEST, BAND, BANDS = 100.0, 8.0, 230  # hertz, hertz, number: up to 1,940 Hz, which clips of any rate have
 AROUND = 9  # bands whose mean is taken off: what is left is not the voice's timbre, but chance
+# What the sketch takes for one recording is looked at again, in time: a hum or a note that stays is alike in any clip. The
+# amplitudes in bands of 120 Hz, 100 times a second, less each band's mean, must correlate by so much where they do best. Measured
+# on 80 clips: of the copies above that the sketch finds all are confirmed; of 2,563 pairs that it takes for one recording because
+# of a hum four times as loud as the voices, none; of 614 of notes of one pitch, 25: those that die away alike.
+ALIKE_IN_TIME = 0.9
+FRAME, HOP, SHIFT = (
+    0.025,
+    0.01,
+    0.3,
+)  # seconds: of what one amplitude is, from one to the next, and that the ends may differ by
+EDGES = np.arange(120, 1921, 120)  # hertz
 RATES = (4_000, 384_000)  # hertz, as the encoders take them
 WIDTH = {"image": SIDE * SIDE, "speech": BANDS}  # of what is compared for being nearly the same
 BLOCK = 128  # items compared with all others at once
@@ -68,6 +80,7 @@ NEUTRAL = {  # arguments of tasks that choose no classes; path: compared as that
     *("path", "speeds", "chunk_seconds", "microphone", "rotations", "description"),
     *("text", "item", "group", "group_by", "part", "revision"),
 }
+FILES = ("path", "splits")  # arguments of tasks that may name a file
 ONE_DATA_SET = {"fc100": "cifar_fs"}  # the same photos, divided otherwise
 # Groups that all classes share: Omniglot's drawers, and VCTK's numbers of sentences, which mean little across speakers.
 BY_DESIGN = ("omniglot", "vctk")
@@ -82,10 +95,12 @@ class Leak(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What published weights have seen: an encoder's name, a pattern of its argument `model`, and our tasks that it bears on."""
+    """What published weights have seen: an encoder's name, a pattern of its argument `model`, the data, and our tasks that these
+    bear on."""
 
     encoder: str
     model: str
+    data: str
     tasks: tuple[str, ...]
     what: str
     source: str
@@ -96,27 +111,28 @@ IMAGENET = "not a novel-class result: {} was trained on ImageNet, which has thes
 SPEAKERS = "not a novel-class result: {} was trained to tell apart the speakers of VoxCeleb1"
 HEARD = "{} has heard LibriSpeech or the readings that it is from, without the speakers' names"
 SEEN = (
-    Seen("efficientnet_lite0", "*", PHOTOS, IMAGENET, "https://arxiv.org/abs/1905.11946"),
+    Seen("efficientnet_lite0", "*", "ImageNet", PHOTOS, IMAGENET, "https://arxiv.org/abs/1905.11946"),
     # LVD-142M holds ImageNet-22k and the train part of ImageNet-1k
-    Seen("vision", "facebook/dinov2*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2304.07193, table 15"),
-    Seen("vision", "google/vit-*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2010.11929"),
-    Seen("vision", "facebook/deit-*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2012.12877"),
-    Seen("vision", "microsoft/beit-*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2106.08254"),
-    Seen("vision", "microsoft/swin*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2103.14030"),
-    Seen("vision", "microsoft/resnet-*", PHOTOS, IMAGENET, "https://arxiv.org/abs/1512.03385"),
-    Seen("vision", "facebook/convnext*", PHOTOS, IMAGENET, "https://arxiv.org/abs/2201.03545"),
-    Seen("ge2e", "*", ("voxceleb1",), SPEAKERS, "https://github.com/resemble-ai/Resemblyzer/issues/3"),
+    Seen("vision", "facebook/dinov2*", "ImageNet", PHOTOS, IMAGENET, "https://arxiv.org/abs/2304.07193, table 15"),
+    Seen("vision", "google/vit-*", "ImageNet", PHOTOS, IMAGENET, "https://arxiv.org/abs/2010.11929"),
+    Seen("vision", "facebook/deit-*", "ImageNet", PHOTOS, IMAGENET, "https://arxiv.org/abs/2012.12877"),
+    Seen("vision", "microsoft/beit-*", "ImageNet", PHOTOS, IMAGENET, "https://arxiv.org/abs/2106.08254"),
+    Seen("vision", "microsoft/swin*", "ImageNet", PHOTOS, IMAGENET, "https://arxiv.org/abs/2103.14030"),
+    Seen("vision", "microsoft/resnet-*", "ImageNet", PHOTOS, IMAGENET, "https://arxiv.org/abs/1512.03385"),
+    Seen("vision", "facebook/convnext*", "ImageNet", PHOTOS, IMAGENET, "https://arxiv.org/abs/2201.03545"),
+    Seen("ge2e", "*", "VoxCeleb1", ("voxceleb1",), SPEAKERS, "https://github.com/resemble-ai/Resemblyzer/issues/3"),
     Seen(
-        "ge2e", "*", ("librispeech",), "{} was trained on the 'other' part of LibriSpeech: such readings, of other speakers",
+        "ge2e", "*", "LibriSpeech", ("librispeech",),
+        "{} was trained on the 'other' part of LibriSpeech: such readings, of other speakers",
         "https://github.com/resemble-ai/Resemblyzer/issues/3",
     ),
-    Seen("audio", "microsoft/wavlm-*-sv", ("voxceleb1",), SPEAKERS, "https://huggingface.co/microsoft/wavlm-base-plus-sv"),
-    Seen("audio", "microsoft/wavlm-*", ("librispeech",), HEARD, "https://arxiv.org/abs/2110.13900"),
-    Seen("audio", "facebook/wav2vec2-base*", ("librispeech",), HEARD, "https://arxiv.org/abs/2006.11477"),
-    Seen("audio", "facebook/hubert-*", ("librispeech",), HEARD, "https://arxiv.org/abs/2106.07447"),
+    Seen("audio", "microsoft/wavlm-*-sv", "VoxCeleb1", ("voxceleb1",), SPEAKERS, "https://huggingface.co/microsoft/wavlm-base-plus-sv"),
+    Seen("audio", "microsoft/wavlm-*", "LibriSpeech", ("librispeech",), HEARD, "https://arxiv.org/abs/2110.13900"),
+    Seen("audio", "facebook/wav2vec2-base*", "LibriSpeech", ("librispeech",), HEARD, "https://arxiv.org/abs/2006.11477"),
+    Seen("audio", "facebook/hubert-*", "LibriSpeech", ("librispeech",), HEARD, "https://arxiv.org/abs/2106.07447"),
     # its page lists what it was trained on, and none of our sets is there
     Seen(
-        "transformer", "sentence-transformers/all-MiniLM-L6-v2", (), "",
+        "transformer", "sentence-transformers/all-MiniLM-L6-v2", "what its page lists", (), "",
         "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
     ),
 )  # fmt: skip
@@ -163,7 +179,7 @@ def read_contents(items: Items, modality: str, progress: Progress | None = None,
         table = kept.numpy()  # uint8 [n, 16 + 4 * width]
         exact = [row.tobytes() if row.any() else b"" for row in table[:, :16]]
         return Contents(items, modality, exact, np.ascontiguousarray(table[:, 16:]).view(np.float32))
-    exact = []
+    exact, failed = [], False
     texts: list[str] = []
     rows = np.zeros((len(items.labels), width), dtype=np.float32)
     positions = range(len(items.labels))
@@ -177,7 +193,10 @@ def read_contents(items: Items, modality: str, progress: Progress | None = None,
                 content = _bytes(item, modality)
             if modality == "image":
                 rows[i] = _small(item, content)
-        except (OSError, MultifslError):
+        except (OSError, MultifslError) as error:
+            failed |= isinstance(error, OSError) or isinstance(
+                error.__cause__, OSError
+            )  # and may be well the next time
             exact.append(b"")
             texts.append("")
             continue
@@ -186,7 +205,7 @@ def read_contents(items: Items, modality: str, progress: Progress | None = None,
             texts.append(letters(item))
     if modality == "image":
         rows = _standardised(rows)
-    if key is not None:
+    if key is not None and not failed:
         digests = np.frombuffer(b"".join(one or bytes(16) for one in exact), dtype=np.uint8).reshape(-1, 16)
         table = np.concatenate([digests, rows.view(np.uint8)], axis=1)
         store.put(key, torch.from_numpy(table), encoder=f"(leak check, {modality})", identity=modality)
@@ -263,6 +282,32 @@ def _sketch(wave: np.ndarray, rate: float) -> np.ndarray:
     level -= level.mean()
     length = float(np.linalg.norm(level))
     return np.asarray(level / length if length > 1e-3 else 0 * level, dtype=np.float32)
+
+
+def _course(wave: np.ndarray, rate: float) -> np.ndarray:
+    """The amplitudes of a clip in 15 bands, every 10 ms: float64 [frames, 15]."""
+    size, count = round(FRAME * rate), max(0, int((len(wave) / rate - FRAME) / HOP) + 1)
+    starts = np.rint(HOP * rate * np.arange(count)).astype(np.int64)
+    frames = wave[np.minimum(starts[:, None] + np.arange(size), len(wave) - 1)]  # [frames, size]
+    power = np.abs(np.fft.rfft(frames * np.hanning(size))) ** 2
+    edges = np.rint(EDGES * size / rate).astype(np.int64)
+    return np.asarray(np.sqrt(np.add.reduceat(power[:, : edges[-1]], edges[:-1], axis=1)))
+
+
+def _go_together(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether courses [frames, 15] are of one recording, of which one may have more at its ends; those of a moment always are."""
+    a, b = sorted((a, b), key=len)
+    if len(a) < 4:
+        return True
+    most = round(SHIFT / HOP)
+    for lag in range(-most, len(b) - len(a) + most + 1):
+        x, y = a[max(0, -lag) : len(b) - lag], b[max(0, lag) : len(a) + lag]
+        if 2 * len(x) < len(a):
+            continue
+        x, y = x - x.mean(0), y - y.mean(0)
+        if (x * y).sum() > ALIKE_IN_TIME * np.linalg.norm(x) * np.linalg.norm(y):
+            return True
+    return False
 
 
 def letters(text: str) -> str:
@@ -376,7 +421,7 @@ def find_leaks(
     [('same-items', True)]
     """
     past = _past(encoder, run_info)
-    own, trained = parse(resolved(task)), [parse(text) for text in past.tasks]
+    own, trained = parse(anchored(resolved(task))), [parse(text) for text in past.tasks]
     test = test if isinstance(test, Contents) else read_contents(test, task.modality, progress, cache=cache)
     met = _met(own, trained)
     leaks = [*_trained_on(met, split), *_repeats(test, None, split, progress=progress)]
@@ -459,7 +504,7 @@ def _past(encoder: Encoder | str, info: dict[str, Any] | None) -> _Past:
     )
     while info is not None:
         if isinstance(info.get("task"), str):
-            past.tasks.append(info["task"])
+            past.tasks.append(anchored(info.get("task_at", info["task"])))
         teacher = (info.get("teacher") or [None])[0]
         past.encoders.extend(text for text in (info.get("encoder_began") or info.get("encoder"), teacher) if text)
         name = None if teacher is None else parse(teacher)[0].name
@@ -473,6 +518,24 @@ def _past(encoder: Encoder | str, info: dict[str, Any] | None) -> _Past:
             break
         info = read_json(run_folder(source) / "run.json")
     return past
+
+
+def anchored(task: str) -> str:
+    """A resolved task whose files that lie under the working folder have their whole paths, the same wherever one works.
+
+    >>> anchored("images(path='no/such/folder', splits=None, seed=0)")
+    "images(path='no/such/folder', splits=None, seed=0)"
+    """
+    parts = []
+    for spec in parse(task):
+        given = {
+            key: abspath(value) if key in FILES and isinstance(value, str) and exists(value) else value
+            for key, value in spec.kwargs.items()
+        }
+        parts.append(
+            f"{spec.name}({', '.join(f'{key}={value!r}' for key, value in given.items())})" if given else spec.name
+        )
+    return " + ".join(parts)
 
 
 def _data_set(spec: Spec) -> tuple[str, ...]:
@@ -497,8 +560,8 @@ def _trained_on(met: list[Spec], split: str) -> list[Leak]:
         return []
     known = some(list(dict.fromkeys(part.name for part in met)))
     what = (
-        f"the weights were trained on the train split of {known}, which split {split!r} {'is' if split == 'train' else 'holds'}: "
-        "its classes are not new; take the split 'test'"
+        f"the weights, or the method, learned from the train split of {known}, which split {split!r} "
+        f"{'is' if split == 'train' else 'holds'}: its classes are not new; take the split 'test'"
     )
     return [Leak("trained-on", what, True)]
 
@@ -556,6 +619,8 @@ def _repeats(
         near = alike_pairs(test.near, None if train is None else other.near, least=least, progress=progress)
     same = {i for i, _ in exact}
     near = [(i, j) for i, j in near if i not in same]
+    if test.modality == "speech":
+        near = _confirmed(near, test.items.items, other.items.items)
 
     leaks = []
     for kind, pairs, how in (("same-items", exact, "the same"), ("near-items", near, "nearly the same")):
@@ -577,6 +642,24 @@ def _repeats(
             message += f"; up to {MUCH:.0%} of them that is no error"
         leaks.append(Leak(kind, message, severe))
     return leaks
+
+
+def _confirmed(pairs: list[Pair], clips: Sequence[Any], others: Sequence[Any]) -> list[Pair]:
+    """Those pairs that are of one recording in time too; a file that is no longer there is like no other."""
+
+    @remembered
+    def course(mine: bool, i: int) -> np.ndarray | None:
+        try:
+            return _course(*_samples((clips if mine else others)[i]))
+        except (OSError, MultifslError):
+            return None
+
+    found = []
+    for i, j in pairs:
+        a, b = course(True, i), course(False, j)
+        if a is not None and b is not None and _go_together(a, b):
+            found.append((i, j))
+    return found
 
 
 def _class(contents: Contents, i: int) -> str:
@@ -608,7 +691,7 @@ def _groups_within(test: Items) -> list[Leak]:
 
 def _groups_across(task: Task, split: str, test: Items, train: Items, trained: str) -> list[Leak]:
     """Groups that train and test share. Their numbers mean the same within one split alone, hence the split "all"."""
-    own = resolved(task)
+    own = anchored(resolved(task))
     if own != trained or split in ("train", "all") or train.groups is None or parse(own)[0].name in BY_DESIGN:
         return []
     try:
@@ -644,4 +727,8 @@ def _pretrained(encoder: Encoder | str, own: list[Spec]) -> list[Leak]:
     if not known:
         return [_unchecked(f"what {name} was trained on by those who published it")]
     hits = [row for row in known if any(part.name in row.tasks for part in own)]
-    return [Leak("pretrained", f"{row.what.format(name)} ({row.source})", False) for row in hits]
+    leaks = [Leak("pretrained", f"{row.what.format(name)} ({row.source})", False) for row in hits]
+    if any(part.name not in names("tasks") or find("tasks", part.name).source is None for part in own):  # type: ignore[attr-defined]
+        data = " and ".join(dict.fromkeys(row.data for row in known))
+        leaks.append(_unchecked(f"whether {name} has seen such classes (it was trained on {data})"))
+    return leaks

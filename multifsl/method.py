@@ -37,22 +37,26 @@ class Method(nn.Module):
 
     max_way: the most classes that it can tell apart, None for any number; a method with a number tells its classes apart
     by their places, so that renumbering them changes its answers. transductive: whether a query's answer depends on the
-    queries beside it. sequential: whether the order of the support items matters. takes_embeddings: whether `x` in
+    queries beside it. class_by_class: whether a class's logit depends on the query and that class's support items alone, as a score
+    of verification must. sequential: whether the order of the support items matters. takes_embeddings: whether `x` in
     `adapt` and `classify` is embeddings [B, D], or what the encoder reads. family: where it stands in
     `multifsl list methods`. learns_from: what it is meta-trained on, "episodes", or "classes", where the encoder is
     trained as a plain classifier of all train classes (`multifsl.base_training`, under a head of the kind `base_head`) and
     the method comes in afterwards.
+    calibration: what its run learned of how sure it may be, as `multifsl.calibration` writes it; None where there is nothing.
     wants_base: whether it wants to see embeddings of the train classes before it is used (`learn_base`); saw_base: whether it did.
     """
 
     max_way: int | None = None
     transductive: bool = False
+    class_by_class: ClassVar[bool] = False
     sequential: bool = False
     takes_embeddings: bool = False
     family: ClassVar[Literal["metric", "memory", "optimisation", "transfer"]]
     learns_from: ClassVar[Literal["episodes", "classes"]] = "episodes"
     base_head: ClassVar[Literal["linear", "cosine"]] = "linear"
     wants_base: bool = False
+    calibration: dict[str, Any] | None = None
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -112,6 +116,10 @@ class Method(nn.Module):
     def adapt(self, support: Batch, present: Tensor) -> State:
         """Learn one task from its support set."""
         raise NotImplementedError
+
+    def prepared(self, state: State) -> State:
+        """The state as `classify` takes it too, with those sums done that are the same for all queries."""
+        return state
 
     def classify(self, state: State, x: Inputs) -> Tensor:
         """Logits [Q, N] of queries, -inf where a class is absent."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from multifsl.errors import BadFile, MultifslError, nearest
 from multifsl.options import check_arguments
 from multifsl.registry import build, filled_in, parse
-from multifsl.shipped import SHIPPED, model_names
+from multifsl.shipped import SHIPPED, is_shipped, model_names
 
 if TYPE_CHECKING:
     from multifsl.bank import Progress
@@ -87,8 +87,13 @@ def load_recipe(name: str) -> Recipe:
         raise BadFile(f"{path} cannot be read as TOML: {error}") from error
     rows, arguments = content.get("evaluate"), content.get("train")
     known = {*WORDS, "train", "evaluate"}
-    if content.keys() - known or not isinstance(arguments, dict) or not isinstance(rows, list) or not rows:
-        raise BadFile(f"{path}: a recipe has {', '.join(WORDS)}, one [train] and some [[evaluate]], and nothing else")
+    wrong = [f"no {key!r} is known" for key in sorted(content.keys() - known)]
+    wrong += [] if isinstance(arguments, dict) else ["[train] is missing"]
+    wrong += [] if isinstance(rows, list) and rows else ["[[evaluate]] is missing"]
+    if wrong or not isinstance(arguments, dict) or not isinstance(rows, list):
+        raise BadFile(
+            f"{path}: {', '.join(wrong)}; a recipe has {', '.join(WORDS)}, one [train] and some [[evaluate]], and nothing else"
+        )
     words = {key: content.get(key, "") for key in WORDS}
     tables, figures = [], []
     for row in rows:
@@ -142,15 +147,21 @@ def _check(path: Path, where: str, given: dict[str, Any], function: Callable[...
         raise BadFile(f"{path}: {where} {error}") from None
 
 
-def _check_data(asked: dict[str, Any], task: str, data_root: Path | str | None) -> None:
-    """Raises, before the training, what `evaluate` would after it where data are not there, or too few. task: the run's."""
+def _check_data(row: Row, chosen: dict[str, Any], task: str, data_root: Path | str | None) -> None:
+    """Raises, before the training, what `evaluate` would after it where data are not there, or too few. task: the run's. chosen:
+    instead of the row's own arguments."""
     from multifsl.bank import sampler_of
     from multifsl.evaluation import evaluate
 
+    asked = {**row.asked, **chosen}
     check_arguments(evaluate, asked)
-    items = build("tasks", asked.get("task", task), data_root=data_root).items(asked.get("split", "test"))
+    split = asked.get("split", "test")
+    items = build("tasks", asked.get("task", task), data_root=data_root).items(split)
     with warnings.catch_warnings(action="ignore"):  # said when it is evaluated
-        sampler_of(items, **{key: value for key, value in asked.items() if key in SHAPE})
+        try:
+            sampler_of(items, **{key: value for key, value in asked.items() if key in SHAPE})
+        except MultifslError as error:
+            raise MultifslError(f"[[evaluate]] {row.name!r}, on the {split} split: {error}") from None
 
 
 def _check_methods(recipe: Recipe) -> None:
@@ -232,9 +243,12 @@ def reproduce(
     run = place_of(recipe, name, out=out, eval_only=eval_only, seed=seed)
     if eval_only and has_checkpoint(Path(run)):
         raise MultifslError(f"the run {run} is not finished; without eval_only (--eval-only) it goes on")
+    if eval_only and not is_shipped(run) and not (Path(run) / "run.json").exists():
+        none = "" if recipe.name in model_names() else f"no weights of {recipe.name} come along, and "
+        raise MultifslError(f"{none}there is no run at {run}; without eval_only (--eval-only) it is trained")
     chosen = {k: v for k, v in {"split": split, "episodes": episodes}.items() if v is not None}
     for row in recipe.rows:
-        _check_data({**row.asked, **chosen}, recipe.train["task"], data_root)
+        _check_data(row, chosen, recipe.train["task"], data_root)
     if not eval_only:
         _check_methods(recipe)
         arguments = recipe.train | ({} if seed is None else {"seed": seed})
@@ -244,7 +258,8 @@ def reproduce(
         except Finished:
             warnings.warn(f"{run} is finished already: it is scored, not trained", stacklevel=2)
         except Stopped as error:
-            raise Stopped(str(error).replace("goes on by --resume", "goes on by the same command")) from None
+            told = str(error).replace("goes on by --resume", "goes on by the same command")
+            raise Stopped(told, error.signal) from None
     if int(os.environ.get("RANK", "0")):
         return []  # of several processes the first one scores
     return [Figure(row, evaluate(run, **{**row.asked, **chosen}, **asked, progress=progress)) for row in recipe.rows]

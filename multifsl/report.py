@@ -28,6 +28,7 @@ from multifsl.evaluation import (
     answer,
     blocks,
     cache_for,
+    class_labels,
     embedded,
     evaluation_of,
     highest,
@@ -275,7 +276,7 @@ _FIGURES = {
     },
 }  # fmt: skip
 _ARGUMENTS = {  # of `evaluate`
-    **dict.fromkeys(("run", "encoder", "method", "episodes_file"), (str, None)), **dict.fromkeys(("task", "split", "weights"), str),
+    **dict.fromkeys(("run", "task", "encoder", "method", "episodes_file"), (str, None)), **dict.fromkeys(("split", "weights"), str),
     **dict.fromkeys(("way", "shot"), _RANGE), **dict.fromkeys(("query", "seed", "episodes", "unknown", "outside"), int),
     **dict.fromkeys(("disjoint_groups", "skip_small_classes"), bool), "imbalance": float,
 }  # fmt: skip
@@ -371,6 +372,8 @@ def _again(result: Result, ask: _Ask) -> _Seen:
         **dict.fromkeys(("disjoint_groups", "skip_small_classes"), False), "imbalance": 0.0, "unknown": 0, "outside": 0,
         "episodes_file": None, **figures["arguments"],
     }  # fmt: skip
+    if asked["episodes_file"] is not None and asked["way"] == "all":
+        asked["way"] = 1  # which does not count: the file's does
     _check(asked, _ARGUMENTS, f"{result.source} is no result: it.arguments")
     way, shot = (value if isinstance(value, int) else tuple(value) for value in (asked["way"], asked["shot"]))
     file = None if asked["episodes_file"] is None else open_episodes(Path(asked["episodes_file"]))
@@ -409,7 +412,7 @@ def _again(result: Result, ask: _Ask) -> _Seen:
 
 def _add_items(shown: Shown, seen: _Seen, ask: _Ask) -> None:
     """All pairs of classes that were confused, the map, unless it is that of a source before, and the mistakes."""
-    names, answers = seen.bank.items.class_names, seen.answers
+    names, answers = class_labels(seen.bank.items, seen.subject.task), seen.answers
     both = np.stack([answers.true, answers.predicted], 1)[~answers.right]  # [wrong, 2]
     pairs, counts = np.unique(both, axis=0, return_counts=True)
     shown.pairs = [(names[a], names[b], n) for (a, b), n in zip(pairs.tolist(), counts.tolist(), strict=True)]
@@ -433,7 +436,7 @@ def _add_items(shown: Shown, seen: _Seen, ask: _Ask) -> None:
         ]
     ask.itemised.append((shown, classes, z))
     shown.wrong, shown.asked = len(np.unique(answers.item[~answers.right])), len(np.unique(answers.item))
-    shown.mistakes = _mistakes(seen, ask.mistakes)
+    shown.mistakes = _mistakes(seen, names, ask.mistakes)
 
 
 def _on_the_map(seen: _Seen, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -445,7 +448,7 @@ def _on_the_map(seen: _Seen, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if not method.takes_embeddings:
         z = method.encoder.embed(z)
     assert isinstance(z, Tensor)
-    return rows, z.cpu().numpy()
+    return rows, z.float().cpu().numpy()
 
 
 def _layout(z: np.ndarray, seed: int) -> np.ndarray:
@@ -460,9 +463,9 @@ def _layout(z: np.ndarray, seed: int) -> np.ndarray:
     return places
 
 
-def _mistakes(seen: _Seen, most: int) -> list[Mistake]:
+def _mistakes(seen: _Seen, names: list[str], most: int) -> list[Mistake]:
     """The most confident wrong answers, each query once."""
-    answers, items, found = seen.answers, seen.bank.items, []
+    answers, found = seen.answers, []
     order = np.flatnonzero(~answers.right)
     order = order[np.argsort(-answers.confidence[order], kind="stable")]
     order = order[np.sort(np.unique(answers.item[order], return_index=True)[1])]
@@ -473,8 +476,8 @@ def _mistakes(seen: _Seen, most: int) -> list[Mistake]:
         )
         found.append(
             Mistake(
-                items.class_names[answers.true[i]],
-                items.class_names[answers.predicted[i]],
+                names[answers.true[i]],
+                names[answers.predicted[i]],
                 float(answers.confidence[i]),
                 *(_medium(seen, row, "mistake") for row in (int(answers.item[i]), own, other)),
             )

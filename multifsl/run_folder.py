@@ -26,7 +26,11 @@ class Finished(MultifslError):
 
 
 class Stopped(MultifslError):
-    """A run was interrupted; it can go on."""
+    """A run was interrupted; it can go on. signal: the number of the one that did it, such as 2 (SIGINT) or 15 (SIGTERM)."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 @dataclass
@@ -57,7 +61,7 @@ def writing(out: Path) -> Iterator[None]:
     except OSError as error:
         saved = "nothing was saved yet"
         if has_checkpoint(out):
-            saved = "what was saved before is whole, and the run goes on from there by --resume"
+            saved = "what was saved before is whole, and the run goes on from there by --resume (`reproduce`: by the same command)"
         raise MultifslError(f"cannot write to {out}: {error.strerror or error}; {saved}") from error
 
 
@@ -90,8 +94,8 @@ def check_folder(out: Path, settings: dict[str, Any], *, resume: bool, overwrite
         differ = [f"{k}: {v!r} then, {new.get(k)!r} now" for k, v in old.items() if v != new.get(k)]
         if differ:
             raise MultifslError(
-                f"the run {out} was started with other settings ({'; '.join(differ)}); resume with the same ones, or begin anew "
-                "with --overwrite, or elsewhere with another --out"
+                f"the run {out} was started with other settings ({'; '.join(differ)}): with the same ones it goes on; or begin "
+                "anew with --overwrite, or elsewhere with another --out"
             )
         if (out / "run.json").exists():
             with writing(out):

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from multifsl.augment import Augmentation, augmented, check_augment
 from multifsl.bank import Bank, Progress, Stream, embed_items, open_data, sampler_of
 from multifsl.base_training import BaseClassifier
+from multifsl.calibration import calibrate
 from multifsl.checkpoint import Run, has_checkpoint, own_weights, run_of, save_run
 from multifsl.defaults import is_random, open_encoder
 from multifsl.distillation import Imitation
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import Range
-from multifsl.errors import MultifslError
+from multifsl.errors import MultifslError, some
 from multifsl.evaluation import (
     check_modality,
     episode_accuracies,
@@ -36,6 +37,7 @@ from multifsl.evaluation import (
 )
 from multifsl.functional import accuracy, digest, full_precision
 from multifsl.intervals import half_width
+from multifsl.leaks import READ_MOST, anchored, equal_pairs, read_contents
 from multifsl.method import Method
 from multifsl.optim import Average, Optimizer, Schedule, learning_rate, optimizer_of
 from multifsl.options import check_arguments
@@ -53,7 +55,7 @@ from multifsl.run_folder import (
     writing,
 )
 from multifsl.shipped import names_run
-from multifsl.task import Items, Task
+from multifsl.task import Items, Joined, Task
 
 LOG_EVERY = 20  # steps between looks at the loss; each look waits for the accelerator
 CHECKPOINT_SECONDS = 60.0
@@ -137,7 +139,7 @@ def train(
 
     Raises:
         MultifslError: what is asked for does not fit together, the data are too small for the episodes, or the loss is
-            no longer finite.
+            no longer finite. Stopped: by Ctrl-C or SIGTERM, once the state is saved.
 
     An example: `train("omniglot", "conv4", "prototypical", out="runs/omniglot", way=60, query=5, steps=3000)`
     """
@@ -187,7 +189,14 @@ def train(
     train_items = data.items("train")
     settings["train_items"] = [len(train_items.labels), train_items.fingerprint()]
     check_folder(out, settings, resume=resume, overwrite=overwrite)
-    sampler = sampler_of(train_items, **shape)  # says at once what does not fit
+    dealt = _dealt(data)
+    try:
+        sampler = sampler_of(train_items, **shape)  # says at once what does not fit
+    except MultifslError as error:
+        counts = "" if dealt is None else f" has {dealt['train']} of your {sum(dealt.values())} classes"
+        raise MultifslError(f"the train split{counts}: {error}") from None
+    if not resume and processes.first:
+        _warn_of_repeats(data, train_items, progress)
     if freeze_encoder:
         learner.encoder = Features(network.dim)  # all that it meets from here on are embeddings
     source = _open(network, learner, train_items, where, precision, progress)
@@ -237,6 +246,7 @@ def train(
     saved, logged = at.seconds, time.monotonic()
     losses: list[Tensor] = []  # of the steps since the last look
     accuracies: list[Tensor] = []
+    row: dict[str, Any] = {}  # of the last look
 
     def fraction() -> float:
         done: float = at.seconds / (60 * (minutes or 1)) if steps is None else at.step / steps
@@ -354,7 +364,8 @@ def train(
                         save(out, model, mover, average, at, states)
                 saved = at.seconds
             if stopped:
-                raise Stopped(f"stopped at step {at.step}; the state is in {out} and goes on by --resume")
+                by = interrupted[0] if interrupted else signal.SIGINT  # of another process
+                raise Stopped(f"stopped at step {at.step}; the state is in {out} and goes on by --resume", by)
 
     if metrics is not None:
         metrics.close()
@@ -383,13 +394,32 @@ def train(
         "train_way": str(n_classes) if by_class else _told(way),
         "train_classes": len(source.items.class_names),
     }
+    if dealt is not None:
+        result["dealt"] = dealt
+    if row and tutor is None:
+        ways = range(n_classes, n_classes + 1) if by_class else range(sampler.way[0], sampler.way[1] + 1)
+        result |= {"loss": row["loss"], "guessing": _no_better(row, ways)}
+    if validation is not None and processes.first and learner.takes_embeddings:
+        fitting = {key: validation[1][key] for key in ("query", "disjoint_groups", "skip_small_classes")}
+        learner.encoder = reads
+        with torch.no_grad():
+            sure = calibrate(learner, validation[0], **fitting)
+        learner.encoder = network
+        if sure is not None:
+            result["calibration"] = sure.to_json()
     if at.best:
         result |= {
             "val_accuracy": at.best_accuracy,
             "val_step": at.best_step,
             "val_episode": validation[1] if validation else None,
         }
-    info = {**settings, "encoder_began": settings["encoder"], "processes": processes.size, "metrics": result}
+    info = {
+        **settings,
+        "task_at": anchored(settings["task"]),
+        "encoder_began": settings["encoder"],
+        "processes": processes.size,
+        "metrics": result,
+    }
     if not processes.first:
         processes.wait()  # until the files are there
         return run_of(out, learner, info)
@@ -419,7 +449,8 @@ def keep_memory() -> None:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C was pressed: a step is finished, not torn; a second one stops at once."""
+    """A list of the signal that asked to stop, Ctrl-C or SIGTERM (of Slurm, or `timeout`), once one did: a step is finished, not
+    torn; a second one stops at once."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield seen
@@ -430,11 +461,12 @@ def _interrupts() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         seen.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield seen
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _seen(source: Bank | Stream) -> Bank | Items:
@@ -487,6 +519,49 @@ def _open(
         return open_data(network, items, device=where, progress=progress)
     z, kept = embed_items(network.to(where), items, progress=progress)
     return Bank(z.double() if precision == "float64" else z, kept)
+
+
+def _is_own(data: Task) -> bool:
+    """Whether the task's items are the user's own, no published data set."""
+    return all(part.source is None for part in (data.parts if isinstance(data, Joined) else (data,)))
+
+
+def _dealt(data: Task) -> dict[str, int] | None:
+    """How many classes of one's own data each split has; None for published ones, whose splits are known."""
+    if not _is_own(data):
+        return None
+    counts = dict.fromkeys(("train", "val", "test"), 0)
+    for split in counts:
+        with contextlib.suppress(MultifslError):  # a split without a class
+            counts[split] = len(data.items(split).class_names)
+    return counts
+
+
+def _warn_of_repeats(data: Task, train: Items, progress: Progress | None) -> None:
+    """Warn where one's own train items stand there twice, or among the val items. Above READ_MOST items, nothing is looked for."""
+    if not _is_own(data) or len(train.labels) > READ_MOST:
+        return
+    seen = read_contents(train, data.modality, progress).exact
+    pairs = {"train": equal_pairs(seen)}
+    splits = {"train": train}
+    with contextlib.suppress(MultifslError):  # there are no val items
+        splits["val"] = data.items("val")
+        pairs["val"] = equal_pairs(read_contents(splits["val"], data.modality, progress).exact, seen)
+    for split, found in pairs.items():
+        if found:
+            where = "other train items" if split == "train" else "train items"
+            named = some([f"{str(splits[split].items[i])[-80:]} and {str(train.items[j])[-80:]}" for i, j in found])
+            warnings.warn(
+                f"{len(found)} of the {len(splits[split].labels)} {split} items are the same as {where} ({named}): take "
+                "out one of each, or figures look better than they are",
+                stacklevel=3,
+            )
+
+
+def _no_better(row: dict[str, Any], ways: range) -> bool:
+    """Whether loss and accuracy are those of one who guesses among so many classes."""
+    loss, chance = (sum(map(f, ways)) / len(ways) for f in (math.log, lambda way: 1 / way))
+    return bool(row["loss"] > 0.99 * loss and row["accuracy"] < 1.5 * chance)
 
 
 def _told(value: Range) -> str:

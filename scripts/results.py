@@ -37,7 +37,7 @@ MARK = ("<!-- tables: scripts/results.py -->", "<!-- end of tables -->")
 
 def ship(name: str) -> None:
     """Put a finished run into the package, its weights in half precision where they are too large for 5 MiB, without a word of
-    its last weights, which stay behind. Raises ValueError where it is too large all the same.
+    its last weights, which stay behind. Raises ValueError where it is too large all the same, or half precision cannot hold it.
     """
     run = RUNS / name
     load_run(run)  # whole, and readable
@@ -45,6 +45,8 @@ def ship(name: str) -> None:
     rest = (run / "run.json").stat().st_size
     if len(to_bytes(tensors)) + rest > 5 * MIB:
         tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise ValueError(f"{name} has weights that half precision cannot hold")
     size = len(to_bytes(tensors)) + rest
     others = sum(f.stat().st_size for f in shipped.FOLDER.rglob("*") if f.is_file() and f.parent.name != name)
     if size > 5 * MIB or size + others > 25 * MIB:

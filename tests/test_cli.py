@@ -6,10 +6,12 @@ import importlib.util
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ import torch
 from multifsl import __version__, cli, evaluation
 from multifsl.classifier import FewShotClassifier
 from multifsl.commands import shared
+from multifsl.commands import train as training_commands
 from multifsl.errors import BadItem
 from tests.test_classifier import clip, picture, tiny_bert
 
@@ -225,6 +228,11 @@ def test_comparisons(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     fails(run(*asked), "at least two to compare")
     all_ways = works(run(*asked, *methods, "--way", "all", "--shots", "1,3")).out
     assert "6-way 1-shot" in all_ways and "6-way 3-shot" in all_ways and "cannot be told" in all_ways
+    unknown = [*methods, "--unknown", 2, "--episodes-file", "few.jsonl"]
+    text = works(run(*asked, *unknown)).out
+    assert "AUROC" in text and "AUROC" not in all_ways and Path("few.jsonl").exists()
+    assert works(run(*asked, *unknown, "--seed", 9)).out.splitlines()[0].endswith("seed 0")  # that of the file
+    fails(run(*asked, *methods, "--outside", 1), "the split has 0 such items")
     joined = [
         word.replace("images('photos')", "images('photos') + images('photos', seed=1)") for word in map(str, asked)
     ]
@@ -504,6 +512,36 @@ def test_how_weights_are_moved_is_asked_for_and_kept(run: Run, tmp_path: Path, m
     assert {k: info[k] for k in wanted} == wanted and info["processes"] == 1
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_ends_with_the_shells_code(
+    run: Run, world: World, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    """It is no error of the user's; nothing is told as one."""
+
+    @contextmanager
+    def stopping() -> Iterator[Any]:
+        yield lambda *_: signal.raise_signal(number)
+
+    monkeypatch.setattr(training_commands, "training_line", stopping)
+    photos(Path("photos"), classes=8)
+    shape = ["--way", 2, "--query", 2, "--steps", 30, "--out", "run"]
+    stopped = run("train", "images('photos')", CONV4, "prototypical", *shape)
+    assert (stopped.code, stopped.out) == (code, "")
+    assert stopped.err.endswith("stopped at step 21; the state is in run and goes on by --resume\n")
+    assert "error" not in stopped.err
+
+
+def test_a_training_tells_its_classes_its_picture_and_that_it_learned_nothing(run: Run, world: World) -> None:
+    photos(Path("photos"), classes=8, each=5)
+    shape = ["--way", 3, "--query", 3, "--steps", 20]
+    done = works(run("train", "images('photos')", CONV4, "prototypical", *shape, "--out", "run"))
+    assert "\n5 train / 1 val / 2 test classes\nloss and accuracy: run/curves.svg\n" in done.out
+    assert "no better than guessing" not in done.err
+    norm = CONV4.replace("group", "batch")  # which keeps wild weights' answers finite
+    wild = works(run("train", "images('photos')", norm, "prototypical", *shape, "--lr", 1e9, "--out", "wild"))
+    assert "warning: it ended no better than guessing" in wild.err
+
+
 def test_a_validation_of_fewer_classes_says_why(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     photos(Path("photos"), classes=5)
@@ -511,10 +549,11 @@ def test_a_validation_of_fewer_classes_says_why(run: Run, tmp_path: Path, monkey
     for split, kinds in (("train", (0, 1, 2)), ("val", (3, 4))):
         Path(f"splits/{split}.txt").write_text("".join(f"kind{k}\n" for k in kinds))
     train = ["train", "images('photos', splits='splits')", CONV4, "prototypical", "--query", 2, "--steps", 1, "--out"]
-    first, why = works(run(*train, "three", "--way", 3)).out.splitlines()
+    first, why, *_ = works(run(*train, "three", "--way", 3)).out.splitlines()
     assert ", 2-way validation accuracy " in first and why.startswith("Validation is 5-way, or of fewer classes where")
-    (only,) = works(run(*train, "two", "--way", 2)).out.splitlines()
-    assert ", 2-way validation accuracy " in only
+    first, *more = works(run(*train, "two", "--way", 2)).out.splitlines()
+    assert ", 2-way validation accuracy " in first
+    assert more == ["3 train / 2 val / 0 test classes", "loss and accuracy: two/curves.svg"]
 
 
 def test_texts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

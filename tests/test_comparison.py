@@ -104,6 +104,25 @@ def test_all_meet_the_items_that_all_can_read() -> None:
     assert not np.array_equal(first, scores(compared()[0])["prototypical"])
 
 
+@pytest.mark.parametrize("written_by", ["evaluate", "compare"])
+def test_over_a_file_of_episodes_with_queries_of_no_class(written_by: str, tmp_path: Path) -> None:
+    """The same figures as `evaluate` gives over that file, whoever wrote it and whatever shape is asked for afterwards."""
+    path, asked = (
+        tmp_path / "episodes.jsonl",
+        {**SHAPE, "unknown": 2, "outside": 3, "episodes_file": tmp_path / "episodes.jsonl"},
+    )
+    if written_by == "evaluate":
+        multifsl.evaluate(task=Toy(), encoder=Features(5), shot=2, **asked)
+    else:
+        compared(**asked)
+    (found,) = compared(episodes_file=path, way=7, shots=[1], query=1, seed=5)
+    assert (found.way, found.shot, found.query, found.episodes, found.seed) == (3, 2, 2, 70, 1)
+    for entry in found.entries:
+        alone = multifsl.evaluate(task=Toy(), encoder=Features(5), method=entry.name, episodes_file=path)
+        assert alone.unknown is not None and entry.evaluation.unknown == alone.unknown
+        assert entry.evaluation.details == alone.details and entry.evaluation.arguments["outside"] == 3
+
+
 def test_an_encoder_that_is_the_same_is_run_once() -> None:
     encoder = Counting()
     compared(encoders=[encoder], cache=False)
@@ -118,6 +137,13 @@ def test_an_encoder_that_is_the_same_is_run_once() -> None:
         ({"encoders": []}, "methods are compared on encoders: name one"),
         ({"encoders": "conv4"}, "encoders must be a list, not 'conv4'"),
         ({"shots": [1, 9]}, "9 shot"),
+        ({"shots": []}, r"at least one number of shots, and each once; \[\] came"),
+        ({"shots": [1, 1]}, r"at least one number of shots, and each once; \[1, 1\] came"),
+        (
+            {"shots": [1, 2], "episodes_file": "x.jsonl"},
+            "a file of episodes has one number of shots, and 2 were asked for",
+        ),
+        ({"outside": 8}, "the split has 7 such items"),
         ({"way": 9}, "way 9 asks for more classes than there are: 8"),
         ({"allow_leaks": ["group"]}, "did you mean 'groups'"),
     ],

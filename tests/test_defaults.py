@@ -15,8 +15,8 @@ from PIL import Image
 from multifsl import FewShotClassifier, defaults, registry
 from multifsl.checkpoint import load_run
 from multifsl.cli import main
-from multifsl.defaults import DEFAULTS, DefaultEncoderWarning, is_random, open_encoder
-from multifsl.encoder import Encoder
+from multifsl.defaults import DEFAULTS, DefaultEncoderWarning, is_random, open_encoder, warn_of_euclidean
+from multifsl.encoder import Encoder, Features
 from multifsl.encoders.conv4 import Conv4
 from multifsl.errors import DataNotFound, MultifslError
 from multifsl.shipped import names_run
@@ -52,6 +52,19 @@ def test_each_choice_is_an_encoder_of_its_modality() -> None:
                 assert load_run(choice).method.encoder.modality == modality
             else:
                 assert registry.find("encoders", registry.parse(choice)[0].name).modality == modality  # type: ignore[attr-defined]
+
+
+def test_the_papers_distance_on_published_weights_is_told_unless_it_was_asked_for() -> None:
+    """Of another method, a distance that is written out, or weights that were trained here, nothing."""
+    published = Features(4)
+    published.published = True
+    for spec in ("prototypical", "prototypical(temperature=0.1)"):
+        with pytest.warns(UserWarning, match=r"\"prototypical\(distance='cosine'\)\" does better"):
+            warn_of_euclidean(spec, published)
+    for spec in ("prototypical(distance='euclidean')", "prototypical(distance='cosine')", "ridge"):
+        warn_of_euclidean(spec, published)
+    warn_of_euclidean("prototypical", Features(4))
+    warn_of_euclidean("prototypical", open_encoder("model:omniglot-prototypical"))
 
 
 def test_the_second_choice_is_taken_with_a_notice_that_names_both(second: None) -> None:

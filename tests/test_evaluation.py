@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sklearn import metrics as oracle
 from torch import Tensor
 
 import multifsl
+from multifsl import evaluation
 from multifsl.bank import BadItemWarning, Bank, sampler_of
 from multifsl.cache import EmbeddingCache
 from multifsl.checkpoint import own_weights, save_run
@@ -91,14 +93,14 @@ def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
         multifsl.evaluate(**options)
 
 
-def images(folder: Path) -> None:
+def images(folder: Path, seed: int = 0) -> None:
     """Ten classes of three pictures of noise."""
     from PIL import Image
 
     for c in range(10):
         (folder / f"c{c}").mkdir()
         for i in range(3):
-            noise = np.random.default_rng(9 * c + i).integers(0, 255, (16, 16), dtype=np.uint8)
+            noise = np.random.default_rng(seed + 9 * c + i).integers(0, 255, (16, 16), dtype=np.uint8)
             Image.fromarray(noise).save(folder / f"c{c}" / f"{i}.png")
 
 
@@ -585,6 +587,97 @@ def test_all_classes_that_are_large_enough() -> None:
     assert evaluated(way="all", unknown=2).way == 6
 
 
+def test_all_classes_that_are_large_enough_once_they_are_read() -> None:
+    """Of the first class one item can be read: it is left out, as with any other way."""
+
+    class Torn(Toy):
+        def items(self, split: str) -> Items:
+            items = super().items(split)
+            x = [np.append(2 if 0 < i < 9 else 0, one[1:]) for i, one in enumerate(items.items)]
+            return Items(x, items.labels, items.class_names)
+
+    with pytest.warns(UserWarning, match="left out 1 of 8 classes"), pytest.warns(BadItemWarning):
+        found = evaluated(Torn(), encoder=Picky(5), way="all", skip_small_classes=True)
+    assert found.way == 7 and found.arguments["way"] == 7
+
+
+def test_many_logits_are_solved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answers, of few tasks at a time: no more logits together than MOST_BYTES, or one task."""
+    whole, sizes = evaluated(way="all", episodes=40), []
+    monkeypatch.setattr(evaluation, "MOST_BYTES", 3 * 4 * 8 * 8 * 2)  # three tasks of 8 classes and 16 queries
+    solve = Prototypical.solve_embedded
+
+    def noted(self: Prototypical, episodes: Any) -> Any:
+        sizes.append(len(episodes.present))
+        return solve(self, episodes)
+
+    monkeypatch.setattr(Prototypical, "solve_embedded", noted)
+    assert evaluated(way="all", episodes=40).details == whole.details
+    assert max(sizes) == 3 and sum(sizes) == 40
+
+
+def test_what_was_built_in_python_is_not_named() -> None:
+    """A spec would give other weights, and no task: a replay refuses, and says why."""
+    built = build("encoders", "conv4(channels=1, image_size=28)")
+
+    class Photos(Toy):
+        modality = "image"
+
+        def items(self, split: str) -> Items:
+            items = super().items(split)
+            return Items([np.full((28, 28), 99, dtype=np.uint8)] * len(items.labels), items.labels, items.class_names)
+
+    found = multifsl.evaluate(task=Photos(), encoder=built, way=2, query=2, episodes=3, allow_leaks=["same-items"])
+    assert found.arguments["encoder"] is found.arguments["task"] is None
+    with pytest.raises(MultifslError, match="they were built in Python, and are to be given as they were"):
+        multifsl.evaluate(**found.arguments)
+    again = multifsl.evaluate(**{**found.arguments, "task": Photos(), "encoder": built})
+    assert again.details == found.details
+
+
+def test_what_a_method_learned_beforehand_is_no_new_class() -> None:
+    """simpleshot sees the train classes' embeddings: to be asked about them is an error."""
+    assert evaluated(method="simpleshot").marks == evaluated(method="prototypical").marks
+    for split in ("train", "all"):
+        with pytest.raises(MultifslError, match="trained-on: .* the method, learned from the train split"):
+            evaluated(method="simpleshot", split=split)
+        evaluated(method="prototypical", split=split)
+
+
+def test_a_run_knows_its_data_wherever_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path is that of the training: other data under it are not the run's, and its own are, by whatever path."""
+    for seed, name in enumerate(("here", "there")):
+        (tmp_path / name / "photos").mkdir(parents=True)
+        images(tmp_path / name / "photos", seed=1000 * seed)
+    shutil.rmtree(tmp_path / "there" / "photos" / "c1")
+    monkeypatch.chdir(tmp_path / "here")
+    asked: dict[str, Any] = {"way": 2, "query": 2, "episodes": 3}
+    multifsl.train("images('photos')", "conv4(width=4)", "prototypical", out=tmp_path / "run", steps=1, way=2, query=2)
+    monkeypatch.chdir(tmp_path / "there")
+
+    def marks(task: str, split: str) -> list[str]:
+        return [leak.kind for leak in multifsl.evaluate("../run", task=task, split=split, **asked).marks]
+
+    assert marks("images('photos')", "train") == marks("images('../here/photos')", "test") == []
+    with pytest.raises(MultifslError, match="trained-on"):
+        marks("images('../here/photos')", "train")
+    (tmp_path / "here" / "photos").rename(tmp_path / "moved")
+    assert marks("images('photos')", "train") == ["not-checked"]  # what is under the name here has other classes
+
+
+def test_classes_of_one_name_in_joined_data_sets(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        images(tmp_path / name, seed=1000 * seed)
+    task = " + ".join(f"images({str(tmp_path / name)!r})" for name in "ab")
+    found = multifsl.evaluate(
+        task=task, encoder=build("encoders", "conv4(width=4)"), split="all", way=10, query=2, episodes=40
+    )
+    names = [one["name"] for one in found.details["classes"]]
+    assert names == [f"c{c} [{name}]" for name in "ab" for c in range(10)]
+    assert {pair["true"][-3:] == pair["answered"][-3:] for pair in found.details["confused"]} == {True}
+
+
 def test_a_range_is_drawn_anew_for_each_episode() -> None:
     """With one way for a whole block of 32, the interval over episodes would be several times too narrow."""
     _, items = features(classes=20)
@@ -611,7 +704,15 @@ def test_logits_that_know_the_other_classes_verify_nobody() -> None:
     class Ears(Features):
         modality = "speech"
 
-    for method, given in {"prototypical": True, "matching": False, "bd_cspn": False}.items():
+    given_by = {
+        "prototypical": True,
+        "matching": False,
+        "bd_cspn": False,
+        "ridge": False,
+        "logistic": False,
+        "svm_head": False,
+    }
+    for method, given in given_by.items():
         assert (evaluated(Heard(), encoder=Ears(5), method=method).verification is not None) == given
 
 

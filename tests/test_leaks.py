@@ -355,6 +355,18 @@ def test_near_clips(tmp_path: Path) -> None:
     assert leak.message.startswith(begin)
 
 
+def test_what_stays_is_no_recording() -> None:
+    """Voices under one loud hum are alike in their spectra, and differ in time; a copy under it is found."""
+    t = np.arange(16000) / 16000
+    hum = sum(np.sin(2 * np.pi * 50 * k * t + k) for k in range(1, 40)) / 20
+    heard = [(np.asarray(0.2 * voice(seed) + hum, dtype=np.float32) / 4, 16000) for seed in range(6)]
+    contents = read_contents(items([*heard, (heard[0][0] / 2, 16000)]), "speech")
+    assert isinstance(contents.near, np.ndarray)
+    assert len(alike_pairs(contents.near, least=SOUNDS_ALIKE)) == 6
+    (leak,) = (one for one in found("vctk", test=contents) if one.kind == "near-items")  # type: ignore[arg-type]
+    assert leak.message.startswith("1 of the 7 items") and "item 6 (a) and item 0 (a)" in leak.message
+
+
 def test_clips_that_are_none(tmp_path: Path) -> None:
     """What no encoder reads, and silence, are like nothing; the shortest clips and lowest rates are compared."""
     (tmp_path / "damaged.wav").write_bytes(b"RIFF")
@@ -418,6 +430,25 @@ def test_kept_on_disk(modality: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert read(items([*files[::-1], *given.items[3:]]))[1] == 4
     files[1].unlink()
     assert read(given)[0].exact[1] == b""
+
+
+def test_a_failure_that_passes_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many open files, once: the next look reads what is there."""
+    monkeypatch.setenv("MULTIFSL_CACHE", str(tmp_path / "cache"))
+    given = items([saved(picture(i), tmp_path / f"{i}.png") for i in range(3)])
+    for path in given.items:
+        os.utime(path, (1e9, 1e9))
+    read_bytes = Path.read_bytes
+
+    def fails(path: Path) -> bytes:
+        if path.suffix == ".png":
+            raise OSError(24, "Too many open files")
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fails)
+        assert read_contents(given, "image", cache=True).exact == [b""] * 3
+    assert all(read_contents(given, "image", cache=True).exact)
 
 
 def test_what_is_opened_anew_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,6 +582,9 @@ def test_groups_of_support_and_query() -> None:
         ("transformer(model='sentence-transformers/all-MiniLM-L6-v2')", "banking77", None),
         ("transformer(model='a/folder')", "banking77", "not-checked"),
         ("conv4", "cifar_fs", None),
+        ("conv4", "images(path='photos')", None),
+        ("efficientnet_lite0", "images(path='photos')", "not-checked"),
+        ("transformer(model='sentence-transformers/all-MiniLM-L6-v2')", "texts(path='texts')", "not-checked"),
     ],
 )
 def test_pretrained(encoder: str, task: str, kind: str | None) -> None:
@@ -573,10 +607,15 @@ def test_built_encoders() -> None:
     )
 
 
+def test_whether_own_classes_were_seen_is_not_known() -> None:
+    (leak,) = found("images(path='photos')", test=items([]), encoder="efficientnet_lite0")
+    assert leak.message.endswith("whether efficientnet_lite0 has seen such classes (it was trained on ImageNet)")
+
+
 def test_what_is_known_of_published_weights() -> None:
     for row in SEEN:
         assert row.encoder in names("encoders") and set(row.tasks) <= set(names("tasks"))
-        assert row.source.startswith("https://") and bool(row.what) == bool(row.tasks)
+        assert row.source.startswith("https://") and row.data and bool(row.what) == bool(row.tasks)
 
 
 def test_kinds_that_are_not_compared_for_nearness_are_said() -> None:

@@ -142,7 +142,7 @@ def test_a_model_scores_what_its_recipe_says(name: str) -> None:
         (('name = "3-way, by cosine"', 'name = "2-way"'), "has a name of its own"),
         (("title =", "tittle ="), "a recipe has title, source, result, notes, one"),
         (('title = "Bars"', "title = 3"), "are texts"),
-        (("[[evaluate]]", "[[other]]"), "a recipe has title"),
+        (("[[evaluate]]", "[[other]]"), r"no 'other' is known, \[\[evaluate\]\] is missing; a recipe has"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed(own: Path, change: tuple[str, str], message: str) -> None:
@@ -218,7 +218,11 @@ def test_what_is_of_a_wrong_kind_or_size(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("way = 2\n", "way = 9\n"), "way 9 asks for more classes than there are: 3"),
+        (
+            ("way = 2\n", "way = 9\n"),
+            "[[evaluate]] '2-way', on the val split: way 9 asks for more classes than there are: 3",
+        ),
+        (("way = [2, 3]", "way = 19"), "the train split has 13 of your 20 classes: way 19 asks for more"),
         (('"matching"', '"matchin"'), "no method 'matchin'; did you mean 'matching'?"),
         (('"matching"', '"prototypical(distance=3)"'), "distance"),
     ],
@@ -230,6 +234,24 @@ def test_figures_that_cannot_be_had_are_told_before_the_training(
     with pytest.raises(MultifslError, match=re.escape(message)):
         reproduce(str(own), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "bare.toml").write_text('title = "Bare"')
+    with pytest.raises(
+        BadFile, match=r"bare.toml: \[train\] is missing, \[\[evaluate\]\] is missing; a recipe has title"
+    ):
+        load_recipe(str(tmp_path / "bare.toml"))
+
+
+def test_weights_that_do_not_come_along_are_told_before_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = next(name for name in recipe_names() if name not in model_names())
+    monkeypatch.chdir(tmp_path)
+    says = rf"no weights of {name} come along, and there is no run at runs/{name}; without eval_only .* it is trained"
+    with pytest.raises(MultifslError, match=says):
+        reproduce(name, eval_only=True, data_root=tmp_path)
 
 
 def test_unknown_names_are_told_with_the_nearest() -> None:

@@ -23,14 +23,18 @@ from PIL import Image
 
 import multifsl
 from multifsl import cli
+from multifsl.bank import Bank
 from multifsl.comparison import compare
 from multifsl.demo import data as demo_data
+from multifsl.encoder import Features
 from multifsl.errors import BadFile, BadItem, MultifslError
-from multifsl.evaluation import Drawn, answer, blocks, embedded, open_subject
+from multifsl.evaluation import Drawn, Subject, answer, blocks, embedded, open_subject
 from multifsl.page import Axes, el, page, ticks
-from multifsl.report import read_result, report
+from multifsl.registry import build
+from multifsl.report import _on_the_map, _Seen, read_result, report
 from multifsl.report_figures import Point, Shown, body
 from multifsl.report_media import medium, waveform
+from multifsl.task import Items
 from tests.test_classifier import WORDS, tiny_bert
 from tests.test_cli import HEAVY, LOADED
 
@@ -255,13 +259,31 @@ def test_a_run_and_its_result_have_one_map(toys: Path, tmp_path: Path) -> None:
         toys / "image", shot=2, imbalance=0.5, skip_small_classes=True, allow_leaks=["classes"], **SHAPE
     )
     (tmp_path / "drawn.json").write_text(json.dumps(found.to_json()))
-    listed = multifsl.evaluate(toys / "image", shot=2, episodes_file=tmp_path / "episodes.jsonl", **SHAPE)
+    for way in (2, "all"):  # the second time they are there, and the way does not count
+        listed = multifsl.evaluate(
+            toys / "image", shot=2, episodes_file=tmp_path / "episodes.jsonl", **{**SHAPE, "way": way}
+        )
+    assert listed.arguments["way"] == "all"
     (tmp_path / "listed.json").write_text(json.dumps(listed.to_json()))
     sources = [str(toys / "image"), str(tmp_path / "drawn.json"), str(tmp_path / "listed.json")]
     text = written(sources, tmp_path / "report.html")
     assert f"Map of embeddings: {sources[0]}, drawn.json, listed.json</h3>" in html.unescape(text)
     assert {"map", "mistakes", "mistakes-2", "mistakes-3"} <= set(ids(text)) and "map-2" not in ids(text)
     assert "imbalance=0.5, skip_small_classes=True" in text and "episodes_file=" in text
+
+
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_joined_classes_of_one_name_are_two(toys: Path, tmp_path: Path) -> None:
+    task = " + ".join(f"images({str(toys / 'photos')!r}, seed={seed})" for seed in (0, 1))
+    found = multifsl.evaluate(
+        task=task, encoder="conv4(width=4, channels=1, image_size=16)", split="all", allow_leaks=["same-items"], **SHAPE
+    )
+    (tmp_path / "found.json").write_text(json.dumps(found.to_json()))
+    text = html.unescape(written([str(tmp_path / "found.json")], tmp_path / "report.html"))
+    assert "mistakes" in ids(text)
+    pairs = {(one["true"], one["answered"]) for one in found.details["confused"]}
+    shown = re.findall(r'title="(\S+ \[photos \d\]) answered as (\S+ \[photos \d\]): (?!0\.000)', text)
+    assert pairs == {pair for pair in shown if pair[0] != pair[1]} and {pair[0][-2] for pair in pairs} == {"1", "2"}
 
 
 def test_a_page_shows_items_of_its_first_sources(result: dict[str, Any], tmp_path: Path) -> None:
@@ -413,6 +435,15 @@ def test_texts_are_never_markup() -> None:
     content = page(HOSTILE, [el("p", HOSTILE, "\ud800", title='"><i>')]).decode()
     assert f"<title>{html.escape(HOSTILE)}</title>" in content
     assert '<p title="&quot;&gt;<i&gt;">&lt;script&gt;boom()&lt;/script&gt;?</p>' in content.replace("\n", "")
+
+
+def test_embeddings_of_bfloat16_have_a_map() -> None:
+    items = Items(list(range(12)), np.repeat(np.arange(3), 4), ["a", "b", "c"])
+    method = build("methods", "prototypical", encoder=Features(2))
+    bank = Bank(torch.arange(24, dtype=torch.bfloat16).reshape(12, 2), items)
+    empty: Any = None
+    rows, z = _on_the_map(_Seen(Subject(method, empty, None, {}), bank, [], empty), seed=0)
+    np.testing.assert_array_equal(z, np.stack([2 * rows, 2 * rows + 1], axis=1))
 
 
 def test_where_a_point_is_drawn() -> None:

@@ -133,6 +133,20 @@ def test_what_is_too_large_in_single_precision_is_shipped_and_scored_in_half(
     assert scored == ["model:bars"]
 
 
+def test_what_half_precision_cannot_hold_is_not_shipped(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "bars"
+    whole = sum((run / name).stat().st_size for name in ("run.json", "model.safetensors"))
+    monkeypatch.setattr(script, "MIB", (whole - 1) / 5)
+    info, tensors = script.read_pair(run, "run.json", "run")
+    next(value for value in tensors.values() if value.is_floating_point()).fill_(1e5)  # half ends at 65,504
+    script.write_pair(run, "run.json", info, tensors)
+    with pytest.raises(ValueError, match="bars has weights that half precision cannot hold"):
+        script.ship("bars")
+    assert not (tmp_path / "models" / "bars").exists()
+
+
 def test_the_page_and_the_recipe_say_what_came_of_it(script: ModuleType, tmp_path: Path) -> None:
     script.ship("bars")
     script.score("bars")

@@ -23,6 +23,7 @@ from multifsl.checkpoint import CHECKPOINTS, read_tensors
 from multifsl.encoder import Encoder
 from multifsl.errors import BadFile, MultifslError
 from multifsl.registry import build
+from multifsl.run_folder import Stopped
 from tests.needs import needs_minilm
 
 ENCODER = "conv4(width=8, channels=1, image_size=16)"
@@ -143,6 +144,31 @@ def test_interrupted_and_resumed_equals_never_stopped(pictures: Path, tmp_path: 
     assert set(steps[0]) <= set(steps[1]) and steps[1] == sorted(steps[1])
     with pytest.raises(MultifslError, match="nothing to resume"):
         run(pictures, tmp_path / "cut", steps=400, resume=True)
+
+
+def test_sigterm_saves_as_ctrl_c_does(pictures: Path, tmp_path: Path) -> None:
+    """As Slurm and `timeout` send it; afterwards it does what it did before."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Stopped, match="stopped at step 21; .* goes on by --resume") as stopped:
+        run(pictures, tmp_path / "cut", report=lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert stopped.value.signal == signal.SIGTERM
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    run(pictures, tmp_path / "cut", resume=True)
+    run(pictures, tmp_path / "whole")
+    assert equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+
+
+def test_items_that_stand_twice_are_told_before_the_training(pictures: Path, tmp_path: Path) -> None:
+    """A copy in another train class, and one among the val items; by the files' bytes, whatever they are called."""
+    shutil.copytree(pictures, tmp_path / "own")
+    task = build("tasks", f"images({str(tmp_path / 'own')!r})")
+    (one, other, *_), val = task.items("train").class_names, task.items("val").class_names[0]
+    shutil.copy(tmp_path / "own" / one / "0.png", tmp_path / "own" / other / "copy.png")
+    shutil.copy(tmp_path / "own" / one / "1.png", tmp_path / "own" / val / "copy.png")
+    within = rf"1 of the 79 train items are the same as other train items \(.*{other}/copy.png and .*{one}/0.png\)"
+    across = rf"1 of the 19 val items are the same as train items \(.*{val}/copy.png and .*{one}/1.png\)"
+    with pytest.warns(UserWarning, match=within), pytest.warns(UserWarning, match=across):
+        run(tmp_path / "own", tmp_path / "run", steps=2)
 
 
 def shorter(whole: bytes) -> bytes:
@@ -401,7 +427,7 @@ def test_an_unwritable_place_is_an_error(pictures: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"way": 50}, "way 50 asks for more classes than there are: 13"),
+        ({"way": 50}, "the train split has 13 of your 20 classes: way 50 asks for more classes than there are: 13"),
         ({"shot": 5}, r"ask for 7 \(13 of 13 classes"),
         ({"minutes": 1.0}, "not both"),
         ({"precision": "float16"}, "known: 'float32', 'bfloat16'"),

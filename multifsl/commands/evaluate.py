@@ -117,6 +117,19 @@ def compare(
     disjoint_groups: Disjoint = False,
     imbalance: Imbalance = 0.0,
     skip_small_classes: SkipSmall = False,
+    unknown: Annotated[
+        int,
+        typer.Option(
+            help="Classes beside the episode's that are asked about too: are they told from the known?", min=0
+        ),
+    ] = 0,
+    outside: Annotated[
+        int, typer.Option(help="Queries an episode that belong to no class, of the tasks that have such.", min=0)
+    ] = 0,
+    episodes_file: Annotated[
+        Path | None,
+        typer.Option(help="Read the episodes from this file; where there is none, write those that are drawn."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Where a picture of it goes: SVG, PNG or PDF.")] = None,
     allow_leak: AllowLeak = None,
     leak_check: LeakCheck = "quick",
@@ -136,8 +149,8 @@ def compare(
     found = run_comparison(
         task, encoders=encoder or [], methods=method or [], runs=run or [], split=split, way=_way(way), shots=each,
         query=query, episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance,
-        skip_small_classes=skip_small_classes, allow_leaks=allow_leak or (), leak_check=leak_check, cache=not no_cache,
-        device=device, data_root=data_root,
+        skip_small_classes=skip_small_classes, unknown=unknown, outside=outside, episodes_file=episodes_file,
+        allow_leaks=allow_leak or (), leak_check=leak_check, cache=not no_cache, device=device, data_root=data_root,
         allow_download=allow_download, progress=track,
     )  # fmt: skip
     if json_ is not None:
@@ -236,7 +249,8 @@ def _show_comparisons(found: "list[Comparison]") -> None:
 
     first = found[0]
     print(
-        f"{first.task}, {first.split} classes, {first.query} queries a class, {first.episodes:,} episodes, seed {first.seed}"
+        f"{first.task}, {first.split} classes, {spelled(first.query)} queries a class, {first.episodes:,} episodes, "
+        f"seed {first.seed}"
     )
     encoders = {entry.evaluation.encoder for entry in first.entries}
     if len(encoders) == 1:
@@ -253,6 +267,7 @@ def _show_comparisons(found: "list[Comparison]") -> None:
             rows.append(
                 (
                     entry.name, f"{result.accuracy:.4f} ± {result.ci95:.4f}", over_classes, gap, verdict,
+                    *([f"{result.unknown['auroc']:.4f}"] if result.unknown else []),
                     f"{entry.ms_per_episode:.2f}", f"{entry.memory:,.0f}", "transductive" if result.transductive else "inductive",
                 )
             )  # fmt: skip
@@ -262,6 +277,7 @@ def _show_comparisons(found: "list[Comparison]") -> None:
             "over classes",
             "from the best",
             "paired test",
+            *(["AUROC (unknown)"] if one.entries[0].evaluation.unknown else []),
             "ms/episode",
             "MiB",
             "",

@@ -1,4 +1,4 @@
-"""`multifsl fit`, `enroll`, `forget`, `predict` and `demo`: models of one's own classes."""
+"""`multifsl fit`, `enroll`, `forget`, `rename`, `predict`, `verify`, `info` and `demo`: models of one's own classes."""
 
 import json
 import warnings
@@ -33,7 +33,21 @@ def fit(
         str | None, typer.Option(help="The encoder; by default the best for the modality that can be had here.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="The method; by default the run's, or prototypical(distance='cosine').")
+        str | None,
+        typer.Option(help="The method, or auto; by default the run's, or prototypical(distance='cosine')."),
+    ] = None,
+    reject: Annotated[
+        str | None,
+        typer.Option(metavar="auto|NUMBER", help="Answer unknown: by a threshold that is set for you, or your own."),
+    ] = None,
+    false_accept: Annotated[
+        float, typer.Option(help="With --reject auto: the share of unknown items that may be taken for known ones.")
+    ] = 0.05,
+    background: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA", help="Items of no class, 20 or more, by which unknown ones are told; laid out as DATA."
+        ),
     ] = None,
     modality: Annotated[Modality | None, typer.Option(help="What the items are, where the files do not say.")] = None,
     text_column: Annotated[str, typer.Option(help="The column, or JSON key, of the text.")] = "text",
@@ -54,6 +68,13 @@ def fit(
     from multifsl.evaluation import DEFAULT_METHOD
 
     items = task.items("all")
+    others = None if background is None else _own_task(background, modality, text_column, label_column)
+    if others is not None and others.modality != task.modality:
+        raise MultifslError(f"the background has {others.modality} items, but the data are {task.modality} items")
+    if run is not None and method == "auto":
+        raise MultifslError(
+            "--method auto chooses among heads on a frozen encoder: give the run's as --encoder run:FOLDER"
+        )
     if run is not None:
         way = len(items.class_names)
         classifier = FewShotClassifier.from_run(
@@ -63,11 +84,18 @@ def fit(
         classifier = FewShotClassifier(
             task.modality if encoder is None else encoder, method or DEFAULT_METHOD, device=device
         )
-    _fit(classifier, items, task)
+    classifier.set_params(reject=_threshold(reject), false_accept=false_accept)
+    _fit(classifier, items, task, None if others is None else others.items("all"))
     classifier.save(model, overwrite=overwrite)
     print(
         f"{model}: {count(len(classifier.classes_), 'class')} from {count(sum(classifier.counts_.values()), 'example')}"
     )
+    if method == "auto":
+        from multifsl.registry import resolved
+
+        print(f"method: {resolved(classifier.method_)}")
+    if reject is not None:
+        _print_reliability(classifier)
 
 
 def enroll(
@@ -103,6 +131,83 @@ def forget(
     print(f"{model}: forgot {label}; {count(len(classifier.classes_), 'class')}")
 
 
+def rename(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    old: Annotated[str, typer.Argument(metavar="OLD")],
+    new: Annotated[str, typer.Argument(metavar="NEW")],
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Give a class of a model another label."""
+    classifier = _load(model, device, allow_download)
+    classifier.rename(_own_label(classifier, old), _own_label(classifier, new)).save(model, overwrite=True)
+    print(f"{model}: {old} is now {new}")
+
+
+def verify(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    label: Annotated[str, typer.Argument(metavar="LABEL")],
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="A file, or the text itself.")],
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    json_: Json = None,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Say whether an item is of the class that it is said to be of; the exit status is 0 for yes and 1 for no."""
+    classifier = _load(model, device, allow_download)
+    found = classifier.verify(_own_label(classifier, label), item)
+    if json_ is not None:
+        write_json({"schema": 1, "item": item, "label": label, **found._asdict()}, json_)
+    if json_ != "-":
+        sign, word = (">=", "accepted") if found.accepted else ("<", "refused")
+        print(f"{word}: {item} as {label} (score {found.score:.3f} {sign} {found.threshold:.3f})")
+    if not found.accepted:
+        raise typer.Exit(1)
+
+
+def info(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    device: Device = "auto",
+    allow_download: AllowDownload = False,
+    json_: Json = None,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Show what a model knows: its classes and examples, how well it tells unknown items, and which classes overlap."""
+    from multifsl.registry import resolved
+
+    classifier = _load(model, device, allow_download)
+    encoder, counts = classifier.method_.encoder, classifier.counts_
+    known: dict[str, Any] = {
+        "schema": 1,
+        "encoder": encoder.run or resolved(encoder),
+        "method": resolved(classifier.method_),
+        "classes": [{"label": label, "examples": n} for label, n in counts.items()],
+        "temperature": classifier.temperature_,
+        "reject": classifier.reject,
+        "false_accept": classifier.false_accept,
+    }
+    try:
+        known |= {"threshold": classifier.threshold_, "reliability": _reliability(classifier)}
+    except MultifslError as error:  # one class alone, and nothing to tell it from
+        known |= {"threshold": None, "reliability": {"notes": [str(error)]}}
+    if json_ is not None:
+        write_json(known, json_)
+    if json_ == "-":
+        return
+    print(f"encoder: {known['encoder']}\nmethod: {known['method']}")
+    asked = {"None": "never says unknown", "auto": "says unknown by a threshold set for it"}
+    print(f"reject: {asked.get(str(classifier.reject), f'says unknown below {classifier.reject}')}")
+    show_table(("class", "examples"), [(str(label), str(n)) for label, n in counts.items()])
+    if known["threshold"] is None:
+        print(known["reliability"]["notes"][0])
+    else:
+        _print_reliability(classifier)
+
+
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL")],
     items: Annotated[
@@ -124,7 +229,14 @@ def predict(
     if json_ is not None:
         write_json({"schema": 1, "results": results}, json_)
     if json_ != "-":
-        rows = [(row["item"], str(row["label"]), f"{row['probability']:.3f}") for row in results]
+        rows = [
+            (
+                row["item"],
+                str(row["label"]),
+                f"{row['probability']:.3f}" if row["known"] else f"(nearest: {row['best'][0]['label']})",
+            )
+            for row in results
+        ]
         show_table(("item", "label", "probability"), rows)
 
 
@@ -173,7 +285,7 @@ def _guess_modality(data: Path) -> str:
     return best
 
 
-def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
+def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task", background: "Items | None") -> None:
     from multifsl.defaults import is_random, open_encoder
     from multifsl.registry import resolved
 
@@ -193,7 +305,7 @@ def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task") -> None:
         raise MultifslError(
             f"the encoder {resolved(encoder)!r} reads {encoder.modality} items, but the data are {task.modality} items"
         )
-    classifier.fit_items(items, progress=track)
+    classifier.fit_items(items, background=background, progress=track)
 
 
 def _load(model: Path, device: str, allow_download: bool) -> "FewShotClassifier":
@@ -220,11 +332,52 @@ def _own_label(classifier: "FewShotClassifier", label: str) -> Any:
         raise MultifslError(f"the labels of this model are numbers; {label!r} is none") from None
 
 
+def _threshold(reject: str | None) -> Any:
+    if reject is None or reject == "auto":
+        return reject
+    try:
+        return float(reject)
+    except ValueError:
+        raise MultifslError(f"--reject takes auto or a number, not {reject!r}") from None
+
+
+def _reliability(classifier: "FewShotClassifier") -> dict[str, Any]:
+    found = classifier.reliability_
+    rates = {"false_accept": found.false_accept, "false_reject": found.false_reject}
+    return {
+        **{name: None if rate is None else rate._asdict() for name, rate in rates.items()},
+        "overlaps": [overlap._asdict() for overlap in found.overlaps],
+        "notes": found.notes,
+    }
+
+
+def _print_reliability(classifier: "FewShotClassifier", most: int = 5) -> None:
+    found = classifier.reliability_
+    print(f"unknown below a score of {classifier.threshold_:.3f}")
+    for what, rate in (
+        ("unknown items taken for known", found.false_accept),
+        ("known items refused", found.false_reject),
+    ):
+        if rate is not None:
+            print(f"  {what}: {rate}, estimated")
+    for first, second, share in found.overlaps[:most]:
+        print(f"  {first} and {second} overlap: {share:.0%} of one's examples would pass as the other's")
+    if len(found.overlaps) > most:
+        print(f"  and {len(found.overlaps) - most} pairs more")
+    for note in found.notes:
+        print(f"  {note}")
+
+
 def _predictions(classifier: "FewShotClassifier", items: list[str], best: int = 5) -> list[dict[str, Any]]:
-    probabilities = classifier.predict_proba(items)
-    labels = classifier.classes_.tolist()
+    answers, labels = classifier.predict_all(items), classifier.classes_.tolist()
     results = []
-    for item, row in zip(items, probabilities, strict=True):
-        top = [{"label": labels[i], "probability": float(row[i])} for i in (-row).argsort(kind="stable")[:best]]
-        results.append({"item": item, **top[0], "known": True, "best": top})
+    for i, (item, row) in enumerate(zip(items, answers.probabilities, strict=True)):
+        top = [{"label": labels[k], "probability": float(row[k])} for k in (-row).argsort(kind="stable")[:best]]
+        known = bool(answers.known[i])
+        found = {"item": item, **top[0], "known": known, "best": top}
+        if not known:
+            found |= {"label": answers.labels[i].item(), "probability": None}
+        if answers.scores is not None:
+            found["score"] = float(answers.scores[i])
+        results.append(found)
     return results

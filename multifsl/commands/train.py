@@ -1,8 +1,10 @@
 """`multifsl train` and `reproduce`: runs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +25,22 @@ from multifsl.commands.shared import (
     Way,
     number_or_range,
 )
-from multifsl.terminal import show_table, track, training_line, write_json
+from multifsl.terminal import say, show_table, track, training_line, write_json
+
+
+@contextmanager
+def _training() -> Iterator[Any]:
+    """What a training reports to. One that is stopped says so, and ends with the shell's exit code for the signal."""
+    from multifsl.run_folder import Stopped
+    from multifsl.training import keep_memory
+
+    keep_memory()
+    try:
+        with training_line() as report:
+            yield report
+    except Stopped as stopped:
+        say(str(stopped))
+        raise typer.Exit(128 + stopped.signal) from None
 
 
 def train(
@@ -94,11 +111,10 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Meta-train an encoder and a method on a task's train classes."""
-    from multifsl.training import keep_memory
+    from multifsl.curves import NAME
     from multifsl.training import train as run_training
 
-    keep_memory()
-    with training_line() as report:
+    with _training() as report:
         run = run_training(
             task, encoder, method, out=out, way=number_or_range("way", way), shot=number_or_range("shot", shot), query=query,
             episodes_per_step=episodes_per_step, steps=steps, minutes=minutes, lr=lr, optimizer=optimizer,
@@ -117,7 +133,13 @@ def train(
         told += f", {val_way}-way validation accuracy {done['val_accuracy']:.4f} at step {done['val_step']}"
         if str(val_way) != way.rpartition("-")[2]:
             told += "\nValidation is 5-way, or of fewer classes where the val split has fewer or the method tells fewer apart."
+    if "dealt" in done:
+        told += f"\n{' / '.join(f'{count} {split}' for split, count in done['dealt'].items())} classes"
+    if (out / NAME).exists():
+        told += f"\nloss and accuracy: {out / NAME}"
     print(told)
+    if done.get("guessing"):
+        say(f"warning: it ended no better than guessing (loss {done['loss']:.3f}): try a smaller --lr, or more steps")
 
 
 def reproduce(
@@ -141,11 +163,9 @@ def reproduce(
     """Train a recipe, or go on with it where it was stopped, and print the published figures beside ours."""
     from multifsl.recipe import load_recipe, place_of
     from multifsl.recipe import reproduce as run_recipe
-    from multifsl.training import keep_memory
 
     recipe = load_recipe(name)
-    keep_memory()
-    with training_line() as report:
+    with _training() as report:
         figures = run_recipe(
             name, out=out, eval_only=eval_only, split=split, episodes=episodes, seed=seed, device=device,
             data_root=data_root, overwrite=overwrite, report=report, progress=track,

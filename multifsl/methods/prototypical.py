@@ -12,15 +12,25 @@ Departures: none with `distance="euclidean"`. `distance="cosine"` takes the mean
 softmax(cos / temperature), which suits frozen encoders, whose embeddings differ in length for no reason of class.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from multifsl.encoder import Encoder
 from multifsl.episode import Batch, Inputs
-from multifsl.functional import ClassSums, cosine_similarities, full_precision, mask_absent, squared_distances
+from multifsl.functional import ClassSums, full_precision, mask_absent, without_autocast
 from multifsl.method import EmbeddingMethod
 from multifsl.options import check_choice
+
+
+class Prototypes(NamedTuple):
+    """Class means ready for queries. means: [N, D], of length 1 (cosine), or moved by centre [1, D], with their squared
+    lengths [N]; present: bool [N]."""
+
+    means: Tensor
+    centre: Tensor | None
+    squares: Tensor | None
+    present: Tensor
 
 
 class Prototypical(EmbeddingMethod):
@@ -41,6 +51,7 @@ class Prototypical(EmbeddingMethod):
     """
 
     family = "metric"
+    class_by_class = True
 
     def __init__(
         self,
@@ -59,12 +70,26 @@ class Prototypical(EmbeddingMethod):
     def adapt(self, support: Batch, present: Tensor) -> ClassSums:
         return ClassSums.of(self._embedding(support.x), support.y, present)
 
-    def classify(self, state: ClassSums, x: Inputs) -> Tensor:
-        prototypes = state.means()  # [N, D]
+    def prepared(self, state: ClassSums) -> "Prototypes":
+        means = state.means()  # [N, D]
+        if self.distance == "cosine":
+            return Prototypes(nn.functional.normalize(means, dim=1), None, None, state.present)
+        centre = means.mean(
+            0, keepdim=True
+        )  # [1, D]; moved by it, distances stay, and terms that would cancel get small
+        means = means - centre
+        return Prototypes(means, centre, means.square().sum(1), state.present)
+
+    def classify(self, state: "ClassSums | Prototypes", x: Inputs) -> Tensor:
+        means, centre, squares, present = state if isinstance(state, Prototypes) else self.prepared(state)
         x = self._embedding(x)
-        euclidean = self.distance == "euclidean"
-        scores = -squared_distances(x, prototypes) if euclidean else cosine_similarities(x, prototypes)
-        return mask_absent(scores / self.number("temperature"), state.present)
+        with without_autocast(x):
+            if centre is None or squares is None:
+                scores = nn.functional.normalize(x, dim=1) @ means.T  # [Q, N]
+            else:
+                x = x - centre
+                scores = -(x.square().sum(1, keepdim=True) - 2 * (x @ means.T) + squares).clamp(min=0)
+        return mask_absent(scores / self.number("temperature"), present)
 
     def update(self, state: ClassSums, support: Batch, present: Tensor) -> ClassSums:
         return state.and_more(self.adapt(support, present))

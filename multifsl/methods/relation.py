@@ -50,6 +50,7 @@ class Relation(EmbeddingMethod):
     """
 
     family = "metric"
+    class_by_class = True
 
     def __init__(
         self,

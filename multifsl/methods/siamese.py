@@ -63,6 +63,7 @@ class Siamese(EmbeddingMethod):
     """
 
     family = "metric"
+    class_by_class = True
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class Simpleshot(Centred, EmbeddingMethod):
     """
 
     family = "transfer"
+    class_by_class = True
     learns_from = "classes"
 
     def __init__(

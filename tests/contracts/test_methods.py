@@ -107,6 +107,19 @@ def test_order_of_the_support_set_and_names_of_the_classes(spec: str, modality: 
 
 
 @every
+def test_a_class_is_scored_by_itself(spec: str) -> None:
+    """Where the method says so (class_by_class), other support items of class 2 leave the logits of class 0 as they were."""
+    method = build(spec, "features").eval()
+    if not method.class_by_class:
+        pytest.skip(f"{spec} compares the classes")
+    (sx, sy), query, present, padded = toys.episodes(method.encoder, "features")
+    assert isinstance(sx, torch.Tensor)
+    other = sx.where((sy != 2).unsqueeze(-1), sx.flip(-1) + 1.0)
+    first, second = (method(Episode(Batch(x, sy), query, present, padded)).logits[..., 0] for x in (sx, other))
+    assert_close(first, second, rtol=1e-9, atol=1e-9)
+
+
+@every
 @everywhere
 @pytest.mark.parametrize("training", [False, True])
 def test_padding_rows_are_inert(spec: str, modality: str, training: bool) -> None:

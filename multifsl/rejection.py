@@ -1,0 +1,261 @@
+"""Saying "unknown": where to set the threshold of an open-set score, and how far to trust it.
+
+A user asks for a rate of false acceptance, alpha: the share of items of no known class that may be taken for known ones. What
+such items will look like he cannot say. Two things stand in for them: his own classes, each left out in its turn and scored
+against the others, and the cohort, where there is one. The threshold is the larger of
+
+    mean + 1.34 z sd     of the scores of examples whose class was left out, z the normal quantile of 1 - alpha
+    the 1 - alpha quantile of the scores of cohort items that the score was not learned from
+
+The factor 1.34 was chosen on development sets (docs/recognition.md): classes differ, and a handful of them shows less of the
+spread of unknown ones than there is.
+
+How often a known item is refused is estimated by leaving examples out: a fold leaves out one of each class, so that the others
+are one fewer. Rates are given with 90 % intervals for what the next ten unknown classes will show, not for the mean over all
+thinkable ones: whether one of them looks like a known class makes most of the difference between one day and another.
+
+Shape letters: S examples, N classes, B cohort items, D embedding width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from multifsl.errors import MultifslError
+from multifsl.functional import full_precision
+from multifsl.open_set import COHORT, SCORES, Score
+from multifsl.options import check_choice
+
+SPREAD = 1.34  # by which the spread of classes that were left out falls short of that of unknown ones
+FOLDS = 10  # of classes, and of examples at most 5
+MOST = 2000  # examples that are left out, all in all
+FEWEST = 20  # items of a cohort
+# How rates scatter from one set of ten unknown classes to another, and from one set of known ones, as if each had been counted
+# on so many items (beta distributions; development sets, docs/recognition.md).
+ACCEPT_COUNT, REJECT_COUNT = 8.0, 15.0
+
+
+class Rate(NamedTuple):
+    """An estimated rate and its 90 % interval, all in [0, 1]."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+class Overlap(NamedTuple):
+    """Two classes, of which one's examples would be taken for the other's, were it not known itself; and the share of them."""
+
+    first: Any  # its number; in `FewShotClassifier.reliability_`, its label
+    second: Any
+    share: float
+
+
+class Reliability(NamedTuple):
+    """What can be expected of a threshold. rates are None where nothing tells them; `notes` says why, and what would help."""
+
+    false_accept: Rate | None
+    false_reject: Rate | None
+    overlaps: list[Overlap]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A learned score with its thresholds: `threshold` for "of any class?", `claim` for "of this class?"."""
+
+    score: Score
+    threshold: float
+    claim: float
+    reliability: Reliability
+
+    def known(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores [Q] of embeddings z [Q, D], and which of the items are of a known class, bool [Q]."""
+        scores = self.score.overall(self.score(z))
+        return scores, scores >= self.threshold
+
+
+class Trials(NamedTuple):
+    """Scores of examples whose class was left out: overall [S'], and against each other class [S', N], NaN for their own;
+    and of examples that were left out alone: overall [S'] (empty where no class has two). `label`: theirs."""
+
+    unknown: np.ndarray
+    pairs: np.ndarray
+    label: np.ndarray
+    known: np.ndarray
+    known_label: np.ndarray
+
+
+def learn_rejection(
+    z: Tensor,
+    y: Tensor,
+    n: int,
+    cohort: Tensor | None = None,
+    *,
+    reject: Literal["auto"] | float = "auto",
+    score: str = "mixed",
+    false_accept: float = 0.05,
+) -> Rejection:
+    """A score and its thresholds, from examples z [S, D] with labels y [S] in 0 to n - 1, and a cohort [B, D].
+
+    reject: "auto", or a threshold of one's own.
+
+    Raises MultifslError for an unknown score, one that needs a cohort and has none, a cohort of less than 20 items, or a threshold
+    that nothing tells: one class, and no cohort.
+
+    >>> z = torch.eye(6).repeat_interleave(4, 0) + 0.1 * torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+    >>> rejection = learn_rejection(z, torch.arange(6).repeat_interleave(4), 6)
+    >>> rejection.known(torch.stack([z[0], -z[0]]))[1]
+    tensor([ True, False])
+    """
+    check_choice("score", score, tuple(SCORES))
+    if not 0 < false_accept < 1:
+        raise MultifslError(f"false_accept must be a share between 0 and 1, not {false_accept!r}")
+    kind = SCORES[score]
+    if cohort is None and kind.needs_cohort:
+        raise MultifslError(f"the score {score!r} needs a background: give fit(..., background=items) or another score")
+    if cohort is not None and len(cohort) < FEWEST:
+        raise MultifslError(f"a background needs {FEWEST} items or more, not {len(cohort)}")
+    if reject == "auto" and n < 2 and cohort is None:
+        raise MultifslError(
+            "one class alone tells nothing of what is unknown: give more classes, fit(..., background=items), or a threshold "
+            "of your own, reject=NUMBER"
+        )
+    z = full_precision(z)
+    held: Tensor | None = None
+    if cohort is not None:  # one half to learn from, the other to set the threshold by
+        cohort = full_precision(cohort)[: 2 * COHORT]
+        cohort, held = cohort[::2][:COHORT], cohort[1::2][:COHORT]
+    learned = kind(z, y, n, cohort)
+    trials = _trials(kind, z, y, n, cohort)
+    strangers = None if held is None else learned(held)
+    outside = None if strangers is None else learned.overall(strangers).cpu().numpy()
+    threshold = _threshold(trials.unknown, outside, false_accept) if reject == "auto" else float(reject)
+    pairs = trials.pairs[~np.isnan(trials.pairs)]
+    claim = _threshold(pairs, None if strangers is None else strangers.cpu().numpy().ravel(), false_accept)
+    return Rejection(learned, threshold, claim, _reliability(trials, outside, threshold, n, y, false_accept, reject))
+
+
+def _threshold(unknown: np.ndarray, outside: np.ndarray | None, false_accept: float) -> float:
+    found = []
+    if len(unknown):
+        found.append(unknown.mean() + SPREAD * stats.norm.isf(false_accept) * unknown.std())
+    if outside is not None:
+        found.append(np.quantile(outside, 1 - false_accept))
+    return float(max(found)) if found else float("nan")
+
+
+def _trials(kind: type[Score], z: Tensor, y: Tensor, n: int, cohort: Tensor | None) -> Trials:
+    """Classes left out by tenths (one by one up to ten), and examples by fifths; of many, at most 2,000 examples are scored."""
+    rng, labels = np.random.default_rng(0), y.cpu().numpy()
+    unknown, pairs, whose, known, known_whose = [], [], [], [], []
+    if n > 1:
+        group = rng.permutation(n) % min(FOLDS, n)
+        for g in range(group.max() + 1):
+            out = group[labels] == g
+            stay = np.flatnonzero(group != g)
+            new = np.searchsorted(stay, labels[~out])
+            learned = kind(z[_mask(~out, z)], _index(new, z), len(stay), cohort)
+            for part in _some(np.flatnonzero(out), rng, MOST // FOLDS):
+                scores = learned(z[_index(part, z)])
+                row = np.full((len(part), n), np.nan, dtype=np.float32)
+                row[:, stay] = scores.cpu().numpy()
+                unknown.append(learned.overall(scores).cpu().numpy())
+                pairs.append(row)
+                whose.append(labels[part])
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=n)
+    place = np.empty(len(labels), dtype=np.int64)
+    place[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    folds = int(min(5, counts.max()))
+    for f in range(folds if folds > 1 else 0):
+        out = (place % np.minimum(folds, counts)[labels] == f) & (counts[labels] > 1)
+        if not out.any():
+            continue
+        learned = kind(z[_mask(~out, z)], _index(labels[~out], z), n, cohort)
+        for part in _some(np.flatnonzero(out), rng, MOST // folds):
+            known.append(learned.overall(learned(z[_index(part, z)])).cpu().numpy())
+            known_whose.append(labels[part])
+
+    def joined(parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    table = np.concatenate(pairs) if pairs else np.zeros((0, n))
+    return Trials(
+        joined(unknown), table, joined(whose).astype(np.int64), joined(known), joined(known_whose).astype(np.int64)
+    )
+
+
+def _some(rows: np.ndarray, rng: np.random.Generator, most: int) -> Iterator[np.ndarray]:
+    """At most so many of the rows, drawn without replacement, in blocks that fit memory."""
+    if len(rows) > most:
+        rows = np.sort(rng.choice(rows, most, replace=False))
+    for start in range(0, len(rows), 256):
+        yield rows[start : start + 256]
+
+
+def _mask(kept: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(kept).to(like.device)
+
+
+def _index(places: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(places.astype(np.int64)).to(like.device)
+
+
+def _reliability(
+    trials: Trials,
+    outside: np.ndarray | None,
+    threshold: float,
+    n: int,
+    y: Tensor,
+    false_accept: float,
+    reject: Literal["auto"] | float,
+) -> Reliability:
+    notes = []
+    accept = refuse = None
+    # What was counted, and, for a threshold that was set for it, the rate asked for as if it had been counted on fifty.
+    sources = [source for source in (trials.unknown, outside) if source is not None and len(source)]
+    if sources:
+        found = max(float((source >= threshold).mean()) for source in sources)
+        estimate = (
+            found
+            if reject != "auto"
+            else (false_accept * 50 + found * len(trials.unknown)) / (50 + len(trials.unknown))
+        )
+        accept = _rate(estimate, ACCEPT_COUNT)
+    else:
+        notes.append("nothing tells how often unknown items are accepted: give more classes, or a background")
+    if outside is None:
+        notes.append("there is no background: unknown items are taken to be like items of your other classes")
+    if len(trials.known):
+        refuse = _rate(float((trials.known < threshold).mean()), REJECT_COUNT)
+    else:
+        notes.append("one example a class: how often known items are refused cannot be told; two or more would")
+    return Reliability(accept, refuse, _overlaps(trials, threshold), notes)
+
+
+def _rate(estimate: float, count: float) -> Rate:
+    """A rate with a 90 % interval, of a beta distribution as after `count` items; it begins at 0 where not one was found."""
+    hits = max(estimate * count, 0.3), max((1 - estimate) * count, 0.3)
+    low, high = (0.0, 0.9) if hits[0] < 1 else (float(stats.beta.ppf(0.05, *hits)), 0.95)
+    return Rate(estimate, min(low, estimate), max(float(stats.beta.ppf(high, *hits)), estimate))
+
+
+def _overlaps(trials: Trials, threshold: float) -> list[Overlap]:
+    """Pairs of classes of which two or more examples, and a third at least, of one would pass as the other's; the worst first."""
+    found: dict[tuple[int, int], float] = {}
+    for label in np.unique(trials.label):
+        rows = trials.pairs[trials.label == label]
+        passing = np.nan_to_num(rows, nan=-np.inf) >= threshold
+        for other in np.flatnonzero((passing.sum(0) >= 2) & (passing.mean(0) >= 1 / 3)):
+            pair = (min(int(label), int(other)), max(int(label), int(other)))
+            found[pair] = max(found.get(pair, 0.0), float(passing[:, other].mean()))
+    return [Overlap(a, b, share) for (a, b), share in sorted(found.items(), key=lambda item: (-item[1], item[0]))]

@@ -1,0 +1,415 @@
+"""Saying "unknown". Oracles: the threshold's formula in numpy; what a spied score was learned from; the rate at which unknown
+synthetic classes are accepted; thresholding by hand; a fit from scratch."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from multifsl.classifier import FewShotClassifier
+from multifsl.encoder import Encoder
+from multifsl.errors import MultifslError
+from multifsl.open_set import SCORES, Cosine
+from multifsl.rejection import FEWEST, SPREAD, Rate, learn_rejection
+
+UNEQUAL = [3, 1, 2, 5, 1, 4, 2, 3, 2, 2, 6, 3]
+
+
+def clouds(
+    counts: list[int], *, seed: int = 0, dim: int = 16, within: float = 0.6
+) -> tuple[np.ndarray, np.ndarray, Callable[[int, int], np.ndarray]]:
+    """Examples [S, D] and labels [S] of Gaussian classes; and more classes of the same kind: n of them, m items each [n m, D]."""
+    rng = np.random.default_rng(seed)
+
+    def more(n: int, each: int) -> np.ndarray:
+        return np.repeat(rng.normal(size=(n, dim)), each, axis=0) + within * rng.normal(size=(n * each, dim))
+
+    y = np.repeat(np.arange(len(counts)), counts)
+    x = rng.normal(size=(len(counts), dim))[y] + within * rng.normal(size=(len(y), dim))
+    return x, y, more
+
+
+def tensors(*arrays: np.ndarray) -> list[Tensor]:
+    return [torch.from_numpy(array) for array in arrays]
+
+
+class Spied(Cosine):
+    """Notes what it was learned from, and what it was then asked about."""
+
+    made: list["Spied"] = []  # noqa: RUF012
+
+    def __init__(self, z: Tensor, y: Tensor, n: int, cohort: Tensor | None) -> None:
+        super().__init__(z, y, n, cohort)
+        self.z, self.y, self.n, self.cohort = z, y, n, cohort
+        self.asked: list[Tensor] = []
+        self.made.append(self)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.asked.append(x)
+        return super().__call__(x)
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[Spied]:
+    monkeypatch.setitem(SCORES, "cosine", Spied)
+    monkeypatch.setattr(Spied, "made", [])
+    return Spied.made
+
+
+def rows(x: Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in x.tolist()}
+
+
+# ---- thresholds ----
+
+
+def test_no_item_is_scored_by_what_has_seen_it(spied: list[Spied]) -> None:
+    x, y, more = clouds(UNEQUAL)
+    cohort = more(30, 1)
+    learn_rejection(*tensors(x, y), len(UNEQUAL), torch.from_numpy(cohort), score="cosine")
+    label_of = {tuple(row): int(label) for row, label in zip(x.tolist(), y, strict=True)}
+    unknown, known, outside = [], [], set()
+    for score in spied:
+        learned = rows(score.z)
+        assert len(score.y.unique()) == score.n
+        for item in (tuple(row) for part in score.asked for row in part.tolist()):
+            if item not in label_of:
+                outside.add(item)
+                assert item not in rows(score.cohort)
+            elif score.n == len(UNEQUAL):
+                known.append(item)
+                assert item not in learned
+            else:
+                unknown.append(item)
+                assert label_of[item] not in {label_of[seen] for seen in learned}
+    assert sorted(unknown) == sorted(label_of)  # each once
+    assert sorted(known) == sorted(item for item, label in label_of.items() if UNEQUAL[label] > 1)
+    assert len(outside) == 15
+
+
+@pytest.mark.parametrize("false_accept", [0.02, 0.3])
+@pytest.mark.parametrize("with_cohort", [True, False])
+def test_the_threshold_is_its_formula(false_accept: float, with_cohort: bool, spied: list[Spied]) -> None:
+    x, y, more = clouds([3] * 6)  # up to ten classes, each is left out alone
+    cohort = more(40, 1) + 0.3
+    given = torch.from_numpy(cohort) if with_cohort else None
+    got = learn_rejection(*tensors(x, y), 6, given, score="cosine", false_accept=false_accept)
+
+    def unit(a: np.ndarray) -> np.ndarray:
+        return a / np.linalg.norm(a, axis=-1, keepdims=True)
+
+    means = unit(np.stack([unit(x[y == k]).mean(0) for k in range(6)]))
+    pairs = np.array([[q @ means[k] for k in range(6) if k != label] for q, label in zip(unit(x), y, strict=True)])
+    outside = unit(cohort[1::2]) @ means.T
+    z = SPREAD * stats.norm.isf(false_accept)
+    overall, single = pairs.max(1), pairs.ravel()
+    want = [overall.mean() + z * overall.std(), single.mean() + z * single.std()]
+    if with_cohort:
+        found = [np.quantile(part, 1 - false_accept) for part in (outside.max(1), outside.ravel())]
+        want = [max(pair) for pair in zip(want, found, strict=True)]
+    np.testing.assert_allclose([got.threshold, got.claim], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("asked", [0.05, 0.2])
+def test_as_many_unknown_items_are_accepted_as_asked_for(asked: float) -> None:
+    realised = []
+    for seed in range(20):
+        x, y, more = clouds([5] * 10, seed=seed)
+        rejection = learn_rejection(*tensors(x, y), 10, false_accept=asked)
+        realised.append(float(rejection.known(torch.from_numpy(more(20, 15)))[1].double().mean()))
+    assert asked / 2 <= np.median(realised) <= asked * 2
+
+
+def test_known_items_are_accepted() -> None:
+    x, y, _ = clouds([10] * 8, within=0.3)
+    rejection = learn_rejection(*tensors(x[::2], y[::2]), 8)
+    assert rejection.known(torch.from_numpy(x[1::2]))[1].double().mean() > 0.9
+
+
+def test_a_threshold_of_ones_own_is_kept() -> None:
+    x, y, more = clouds([3] * 6)
+    auto = learn_rejection(*tensors(x, y), 6)
+    own = learn_rejection(*tensors(x, y), 6, reject=0.25)
+    assert own.threshold == 0.25
+    assert own.claim == auto.claim
+    scores, known = own.known(torch.from_numpy(more(20, 2)))
+    assert known.tolist() == [score >= 0.25 for score in scores.tolist()]
+    assert 0 < known.sum() < 40
+    (x_of_one, y_of_one) = tensors(x[:3], y[:3])
+    assert learn_rejection(x_of_one, y_of_one, 1, reject=0.25).threshold == 0.25  # where nothing else tells one
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"score": "cosin"}, "cosine"),
+        ({"false_accept": 0.0}, "false_accept must be a share between 0 and 1, not 0.0"),
+        ({"false_accept": 1}, "false_accept must be a share between 0 and 1, not 1"),
+        ({"cohort": FEWEST - 1}, "a background needs 20 items or more, not 19"),
+        ({"n": 1}, re.escape("one class alone tells nothing of what is unknown: give more classes, fit(..., background")),
+    ],
+)
+def test_what_cannot_be_learned_is_said(changed: dict[str, Any], said: str) -> None:
+    n = changed.pop("n", 3)
+    x, y, more = clouds([3] * n)
+    cohort = torch.from_numpy(more(changed.pop("cohort"), 1)) if "cohort" in changed else None
+    with pytest.raises(MultifslError, match=said):
+        learn_rejection(*tensors(x, y), n, cohort, **changed)
+
+
+def test_one_class_and_a_cohort_are_enough() -> None:
+    x, y, more = clouds([10], within=0.3)
+    rejection = learn_rejection(*tensors(x[:5], y[:5]), 1, torch.from_numpy(more(100, 1)))
+    assert rejection.known(torch.from_numpy(x[5:]))[1].all()
+    assert rejection.known(torch.from_numpy(more(100, 1)))[1].double().mean() < 0.2
+
+
+# ---- what can be expected ----
+
+
+@pytest.mark.parametrize("counts", [[1] * 8, [5] * 8, UNEQUAL, [2, 2]])
+@pytest.mark.parametrize("reject", ["auto", 0.0, -9.0, 9.0])
+def test_rates_lie_in_their_intervals(counts: list[int], reject: Any) -> None:
+    x, y, more = clouds(counts)
+    for cohort in (None, torch.from_numpy(more(30, 1))):
+        found = learn_rejection(*tensors(x, y), len(counts), cohort, reject=reject).reliability
+        rates = [rate for rate in (found.false_accept, found.false_reject) if rate is not None]
+        assert len(rates) == (1 if max(counts) == 1 else 2)
+        for rate in rates:
+            assert 0 <= rate.low <= rate.estimate <= rate.high <= 1
+            assert rate.low < rate.high
+        assert any("no background" in note for note in found.notes) == (cohort is None)
+        if reject in (-9.0, 9.0):
+            assert [rate.estimate for rate in rates] == ([1, 0] if reject == -9.0 else [0, 1])[: len(rates)]
+
+
+def test_a_rate_reads_as_percentages() -> None:
+    assert str(Rate(0.05, 0.0, 0.1234)) == "5.0% (0.0% to 12.3%)"
+
+
+def test_one_example_a_class_tells_nothing_of_refusals() -> None:
+    x, y, _ = clouds([1] * 6)
+    found = learn_rejection(*tensors(x, y), 6).reliability
+    assert found.false_reject is None
+    assert any("one example a class" in note for note in found.notes)
+
+
+def test_classes_that_are_one_cloud_are_named() -> None:
+    x, y, _ = clouds([6] * 10, within=0.2)
+    assert FewShotClassifier().fit(x, y).reliability_.overlaps == []
+    names = np.array([f"class {k}" for k in [*range(10), 10]])
+    both = np.concatenate([y, np.full(3, 10)])
+    both[3:6], again = 10, np.concatenate([x, x[:3] + 0.01])  # half of class 0, and its like, as an eleventh
+    overlaps = FewShotClassifier().fit(again, names[both]).reliability_.overlaps
+    assert [(one.first, one.second) for one in overlaps] == [("class 0", "class 10")]
+    assert overlaps[0].share >= 1 / 3
+
+
+# ---- the classifier ----
+
+
+def fitted(labels: Any = None, **settings: Any) -> tuple[FewShotClassifier, np.ndarray, np.ndarray]:
+    """A model of eight classes; its examples, and items of other classes."""
+    x, y, more = clouds([3] * 8)
+    names = np.array([f"n{k}" for k in range(8)]) if labels is None else np.array(labels)
+    return FewShotClassifier(**{"reject": "auto"} | settings).fit(x, names[y]), x, more(20, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "want"),
+    [
+        (None, None, "unknown"),
+        (None, "none of them at all", "none of them at all"),
+        (np.arange(8, dtype=np.int32), None, -1),
+        (np.arange(8, dtype=np.uint8), None, -1),
+        (np.arange(8), 99, 99),
+        (np.arange(8), np.int64(99), 99),
+    ],
+)
+def test_the_label_of_unknown_items(labels: Any, own: Any, want: Any) -> None:
+    model, x, others = fitted(labels, unknown_label=own)
+    got = model.predict(np.concatenate([x, others]))
+    hand = model.score_samples(np.concatenate([x, others])) >= model.threshold_
+    assert 0 < hand.sum() < len(hand)
+    np.testing.assert_array_equal(got != want, hand)
+    never = fitted(labels, reject=None, unknown_label=own)[0]
+    plain = never.predict(np.concatenate([x, others]))
+    assert plain.dtype == never.classes_.dtype
+    np.testing.assert_array_equal(got[hand], plain[hand])
+    answers = model.predict_all(np.concatenate([x, others]))
+    np.testing.assert_array_equal(answers.labels, got)
+    np.testing.assert_array_equal(answers.known, hand)
+    np.testing.assert_array_equal(answers.scores, model.score_samples(np.concatenate([x, others])))
+    np.testing.assert_array_equal(answers.probabilities, model.predict_proba(np.concatenate([x, others])))
+    assert never.predict_all(x).scores is None
+
+
+def test_a_threshold_between_two_floats_is_kept_to() -> None:
+    """Scores are float32 where features are; a threshold just above one of them still refuses it."""
+    x, y, _ = clouds([3] * 8)
+    model = FewShotClassifier(reject=0.0).fit(x.astype(np.float32), y)
+    score = model.score_samples(x[:1].astype(np.float32))[0]
+    for threshold, known in ((score, True), (np.nextafter(score, 9), False)):
+        model.set_params(reject=float(threshold))
+        assert model.predict_all(x[:1].astype(np.float32)).known.tolist() == [known]
+        assert (model.predict(x[:1].astype(np.float32))[0] != -1) == known
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "said"),
+    [
+        (None, 7, "unknown_label=7 is of another kind than the labels, which are texts"),
+        (np.arange(8), "none", "unknown_label='none' is of another kind than the labels, which are numbers"),
+        (None, "n3", "a class is called 'n3', as unknown items would be; choose another unknown_label"),
+        (np.arange(8) - 4, None, "a class is called -1, as unknown items would be"),
+    ],
+)
+def test_a_label_that_cannot_be_is_refused(labels: Any, own: Any, said: str) -> None:
+    with pytest.raises(MultifslError, match=said):
+        fitted(labels, unknown_label=own)
+    fitted(labels, unknown_label=own, reject=None)  # of which no use is made
+
+
+@pytest.mark.parametrize("reject", ["no", True, float("nan"), "0.5"])
+def test_a_threshold_that_is_none_is_refused(reject: Any) -> None:
+    with pytest.raises(MultifslError, match='reject is None, "auto" or a threshold, not '):
+        fitted(reject=reject)
+
+
+def test_verify() -> None:
+    model, x, others = fitted()
+    for label in ("n2", np.str_("n2")):
+        found = model.verify(label, x[6])
+        assert found.accepted
+        assert found.score >= found.threshold
+    accepted = [model.verify("n2", item).accepted for item in others]
+    assert np.mean(accepted) < 0.2
+    with pytest.raises(MultifslError, match="there is no class 'n9'; known: n0, n1, n2"):
+        model.verify("n9", x[0])
+
+
+def test_predict_set_is_ordered_by_probability() -> None:
+    model, x, others = fitted()
+    items = np.concatenate([x, others])
+    for labels, row in zip(model.predict_set(items, alpha=0.02), model.predict_proba(items), strict=True):
+        order = [str(model.classes_[i]) for i in np.argsort(-row, kind="stable")]
+        assert labels == order[: len(labels)]
+    assert max(map(len, model.predict_set(items, alpha=0.02))) > 1
+    for alpha in (0, 1, -0.1, float("nan")):
+        with pytest.raises(MultifslError, match="alpha"):
+            model.predict_set(items, alpha=alpha)
+
+
+class Numbers(Encoder):
+    """Texts of numbers, "1 2 3", as they are."""
+
+    modality, dim = "text", 16
+
+    def load(self, item: str) -> Tensor:
+        return torch.tensor([float(part) for part in item.split()])
+
+    def collate(self, loaded: Any) -> Tensor:
+        return torch.stack(list(loaded))
+
+    def forward(self, x: Any) -> Tensor:
+        return x
+
+
+def as_items(x: np.ndarray) -> list[str]:
+    return [" ".join(map(repr, row.tolist())) for row in x.astype(np.float32)]
+
+
+def test_a_background_is_read_as_examples_are() -> None:
+    x, y, more = clouds([3] * 8)
+    others, queries = more(40, 1) + 0.5, more(20, 2)
+    features = FewShotClassifier(reject="auto").fit(x.astype(np.float32), y, background=others.astype(np.float32))
+    for background in (as_items(others), iter(as_items(others))):
+        items = FewShotClassifier(Numbers(), reject="auto", batch_size=7).fit(as_items(x), y, background=background)
+        assert items.threshold_ == pytest.approx(features.threshold_, rel=1e-5)
+        np.testing.assert_array_equal(items.predict(as_items(queries)), features.predict(queries.astype(np.float32)))
+    assert features.threshold_ != FewShotClassifier().fit(x.astype(np.float32), y).threshold_
+    with pytest.raises(MultifslError, match="a background needs 20 items or more, not 19"):
+        FewShotClassifier(Numbers()).fit(as_items(x), y, background=as_items(others[:19]))
+    with pytest.raises(MultifslError, match="a background needs 20 items or more, not 19"):
+        FewShotClassifier().fit(x, y, background=others[:19])
+    with pytest.raises(ValueError, match="X has 15 features, but FewShotClassifier is expecting 16"):
+        FewShotClassifier().fit(x, y, background=others[:, :15])
+
+
+@pytest.mark.parametrize("with_background", [True, False])
+def test_a_saved_model_refuses_as_it_did(tmp_path: Path, with_background: bool) -> None:
+    x, y, more = clouds(UNEQUAL)
+    background = more(30, 1) if with_background else None
+    model = FewShotClassifier(reject="auto", false_accept=0.1, reject_by="whitened").fit(x, y, background=background)
+    model.save(tmp_path / "model")
+    again = FewShotClassifier.load(tmp_path / "model")
+    assert (again.reject, again.false_accept, again.reject_by) == ("auto", 0.1, "whitened")
+    assert again.threshold_ == model.threshold_
+    assert again.reliability_ == model.reliability_
+    items = more(20, 2)
+    np.testing.assert_array_equal(again.score_samples(items), model.score_samples(items))
+    np.testing.assert_array_equal(again.predict(items), model.predict(items))
+
+
+def test_a_shipped_encoder_refuses_by_its_own_cohort(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sheets = [(255 * (rng.random((28, 28)) < 0.2)).astype(np.uint8) for _ in range(3)]
+    model = FewShotClassifier.from_pretrained("omniglot-prototypical").set_params(reject="auto").fit(sheets, [0, 1, 2])
+    assert not any("no background" in note for note in model.reliability_.notes)
+    model.save(tmp_path / "model")
+    assert FewShotClassifier.load(tmp_path / "model").threshold_ == model.threshold_
+
+
+def test_changes_equal_a_fit_from_scratch() -> None:
+    x, y, more = clouds([3] * 8)
+    background, new = more(30, 1), more(1, 4)
+    names = np.array([f"n{k}" for k in y])
+    model = FewShotClassifier(reject="auto").fit(x, names, background=background)
+    seen = [model.threshold_]
+
+    def check(x: np.ndarray, names: np.ndarray) -> None:
+        fresh = FewShotClassifier(reject="auto").fit(x, names, background=background)
+        assert model.threshold_ == pytest.approx(fresh.threshold_, rel=1e-9)
+        np.testing.assert_array_equal(model.predict(x), fresh.predict(x))
+        seen.append(model.threshold_)
+
+    model.enroll("m", new)
+    x, names = np.concatenate([x, new]), np.append(names, ["m"] * 4)
+    check(x, names)
+    model.rename("n7", "a")
+    names = np.where(names == "n7", "a", names)
+    check(x, names)
+    model.forget("n0")
+    x, names = x[names != "n0"], names[names != "n0"]
+    check(x, names)
+    assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize("spec", ["maml(steps=2)", "ridge", "auto"])
+@pytest.mark.filterwarnings("ignore:the weights of")
+def test_any_method_can_refuse(spec: str) -> None:
+    torch.manual_seed(0)
+    x, y, more = clouds([4] * 5, within=0.3)
+    x, far = x.astype(np.float32), more(20, 2).astype(np.float32)
+    model = FewShotClassifier(method=spec, reject="auto").fit(x, y)
+    np.testing.assert_array_equal(model.predict(far) == -1, model.score_samples(far) < model.threshold_)
+    assert (model.predict(far) == -1).mean() > 0.6
+    plain = FewShotClassifier(reject="auto").fit(x, y)
+    assert model.threshold_ == plain.threshold_  # scores go by embeddings, whatever the method
+
+
+def test_a_thousand_classes(spied: list[Spied]) -> None:
+    x, y, more = clouds([3] * 1000, dim=32)
+    start = time.process_time()
+    model = FewShotClassifier(reject="auto").fit(x.astype(np.float32), y)
+    assert -1 in model.predict(more(20, 1).astype(np.float32))
+    assert time.process_time() - start < 3
+    learn_rejection(*tensors(x, y), 1000, score="cosine")
+    assert max(len(part) for score in spied for part in score.asked) <= 256  # a table [256, N] is the most that is held
