@@ -3,6 +3,7 @@
 Shape letters: S support items, Q queries, N classes, D embedding width.
 """
 
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from multifsl.method import Method
 from multifsl.open_set import SCORES
 from multifsl.options import check_choice
 from multifsl.registry import build, resolved
-from multifsl.rejection import FEWEST, Overlap, Rejection, Reliability
+from multifsl.rejection import FEWEST, Overlap, Rejection, Reliability, check_share
 from multifsl.shipped import SHIPPED
 from multifsl.store import SETTINGS, load_model, save_model
 from multifsl.task import Items
@@ -322,6 +323,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         now, label = self._now, _plain(label)
         place = now.place_of(label)
         rejection = self._rejection(now)
+        if math.isnan(rejection.claim):
+            raise MultifslError(
+                "one class alone, without a background, tells nothing of who else there is: give one of them"
+            )
         (x,) = self._queries(now, [item])
         score = float(rejection.score(now.embedded(x))[0, place])
         return Verification(score, score >= rejection.claim, rejection.claim)
@@ -394,6 +399,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not (self.reject is None or self.reject == "auto" or number):
             raise MultifslError(f'reject is None, "auto" or a threshold, not {self.reject!r}')
         check_choice("reject_by", self.reject_by, tuple(SCORES))
+        check_share(self.false_accept)
 
     def _rejection(self, now: Learned) -> Rejection:
         self._check_reject()
@@ -574,7 +580,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not labels_alone:
                 odds.append(softened(logits, now.calibrated.temperature))
             if rejection is not None:
-                scores.append(rejection.known(now.embedded(x, self.batch_size))[0].cpu().numpy())
+                scores.append(rejection.known(now.embedded(x, self.batch_size))[0].cpu().double().numpy())
         labels = now.classes[np.concatenate(best)]
         known, score = np.ones(len(labels), dtype=bool), None
         if rejection is not None:

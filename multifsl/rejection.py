@@ -27,14 +27,15 @@ from scipy import stats
 from torch import Tensor
 
 from multifsl.errors import MultifslError
-from multifsl.functional import full_precision
+from multifsl.functional import full_precision, highest_precision
 from multifsl.open_set import COHORT, SCORES, Score
 from multifsl.options import check_choice
 
 SPREAD = 1.34  # by which the spread of classes that were left out falls short of that of unknown ones
 FOLDS = 10  # of classes, and of examples at most 5
-MOST = 2000  # examples that are left out, all in all
+CLASSES, ENOUGH = 100, 1000  # once so many classes, or examples, were left out, no more are
 FEWEST = 20  # items of a cohort
+FEW = 4  # examples of a class, of which one less makes much of a difference
 # How rates scatter from one set of ten unknown classes to another, and from one set of known ones, as if each had been counted
 # on so many items (beta distributions; development sets, docs/recognition.md).
 ACCEPT_COUNT, REJECT_COUNT = 8.0, 15.0
@@ -79,7 +80,7 @@ class Rejection:
 
     def known(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The scores [Q] of embeddings z [Q, D], and which of the items are of a known class, bool [Q]."""
-        scores = self.score.overall(self.score(z))
+        scores = highest_precision(self.score.overall(self.score(z)))  # as the threshold, a Python number, is
         return scores, scores >= self.threshold
 
 
@@ -117,8 +118,7 @@ def learn_rejection(
     tensor([ True, False])
     """
     check_choice("score", score, tuple(SCORES))
-    if not 0 < false_accept < 1:
-        raise MultifslError(f"false_accept must be a share between 0 and 1, not {false_accept!r}")
+    check_share(false_accept)
     kind = SCORES[score]
     if cohort is None and kind.needs_cohort:
         raise MultifslError(f"the score {score!r} needs a background: give fit(..., background=items) or another score")
@@ -144,6 +144,12 @@ def learn_rejection(
     return Rejection(learned, threshold, claim, _reliability(trials, outside, threshold, n, y, false_accept, reject))
 
 
+def check_share(false_accept: float) -> None:
+    """Raises MultifslError where it is none."""
+    if not (isinstance(false_accept, int | float) and 0 < false_accept < 1):
+        raise MultifslError(f"false_accept must be a share between 0 and 1, not {false_accept!r}")
+
+
 def _threshold(unknown: np.ndarray, outside: np.ndarray | None, false_accept: float) -> float:
     found = []
     if len(unknown):
@@ -154,17 +160,20 @@ def _threshold(unknown: np.ndarray, outside: np.ndarray | None, false_accept: fl
 
 
 def _trials(kind: type[Score], z: Tensor, y: Tensor, n: int, cohort: Tensor | None) -> Trials:
-    """Classes left out by tenths (one by one up to ten), and examples by fifths; of many, at most 2,000 examples are scored."""
+    """Classes left out by tenths (one by one up to ten), and examples by fifths, until enough were."""
     rng, labels = np.random.default_rng(0), y.cpu().numpy()
-    unknown, pairs, whose, known, known_whose = [], [], [], [], []
+    unknown, pairs, known = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    whose, known_whose = list[np.ndarray](), list[np.ndarray]()
     if n > 1:
         group = rng.permutation(n) % min(FOLDS, n)
-        for g in range(group.max() + 1):
+        groups = int(group.max()) + 1
+        taken = groups if n <= CLASSES else -(-CLASSES * groups // n)
+        for g in range(taken):
             out = group[labels] == g
             stay = np.flatnonzero(group != g)
             new = np.searchsorted(stay, labels[~out])
             learned = kind(z[_mask(~out, z)], _index(new, z), len(stay), cohort)
-            for part in _some(np.flatnonzero(out), rng, MOST // FOLDS):
+            for part in _some(np.flatnonzero(out), rng, ENOUGH // taken):
                 scores = learned(z[_index(part, z)])
                 row = np.full((len(part), n), np.nan, dtype=np.float32)
                 row[:, stay] = scores.cpu().numpy()
@@ -178,10 +187,10 @@ def _trials(kind: type[Score], z: Tensor, y: Tensor, n: int, cohort: Tensor | No
     folds = int(min(5, counts.max()))
     for f in range(folds if folds > 1 else 0):
         out = (place % np.minimum(folds, counts)[labels] == f) & (counts[labels] > 1)
-        if not out.any():
+        if not out.any() or sum(map(len, known_whose)) >= ENOUGH:
             continue
         learned = kind(z[_mask(~out, z)], _index(labels[~out], z), n, cohort)
-        for part in _some(np.flatnonzero(out), rng, MOST // folds):
+        for part in _some(np.flatnonzero(out), rng, ENOUGH):
             known.append(learned.overall(learned(z[_index(part, z)])).cpu().numpy())
             known_whose.append(labels[part])
 
@@ -237,6 +246,11 @@ def _reliability(
         notes.append("there is no background: unknown items are taken to be like items of your other classes")
     if len(trials.known):
         refuse = _rate(float((trials.known < threshold).mean()), REJECT_COUNT)
+        if int(y.bincount(minlength=n).min()) < FEW:
+            notes.append(
+                "known items refused: estimated with one example a class fewer than there are, which tells too high a share where "
+                f"there are under {FEW}; more examples a class help most"
+            )
     else:
         notes.append("one example a class: how often known items are refused cannot be told; two or more would")
     return Reliability(accept, refuse, _overlaps(trials, threshold), notes)

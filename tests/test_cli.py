@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from multifsl import __version__, cli, evaluation
 from multifsl.classifier import FewShotClassifier
@@ -249,7 +250,9 @@ def test_leaks_are_errors_or_marks(run: Run, tmp_path: Path, monkeypatch: pytest
     evaluate = ["evaluate", "run", *shape, "--split", "train", "--episodes", 4]
     fails(run(*evaluate), "trained-on: .*--allow-leak trained-on")
     assert re.search(
-        "^trained-on +the weights were trained on", works(run(*evaluate, "--allow-leak", "trained-on")).out, re.M
+        "^trained-on +the weights, or the method, learned from",
+        works(run(*evaluate, "--allow-leak", "trained-on")).out,
+        re.M,
     )
 
 
@@ -828,6 +831,174 @@ def test_nothing_to_predict(run: Run, world: World) -> None:
     fails(run("predict", world.model("image"), "--file", "nowhere.txt"), r"cannot read nowhere\.txt")
     Path("latin.txt").write_bytes(b"caf\xe9")
     fails(run("predict", world.model("image"), "--file", "latin.txt"), "not UTF-8")
+
+
+# ---- unknown items ----
+
+
+def noises(root: Path, count: int = 20) -> Path:
+    """Pictures of no class, in a folder of one."""
+    (root / "any").mkdir(parents=True)
+    for v in range(count):
+        pixels = np.random.default_rng(v).integers(0, 255, (20, 20, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "any" / f"{v}.png")
+    return root
+
+
+def rejecting(run: Run, *options: Any, model: str = "model") -> Result:
+    """A model of the photos that says unknown."""
+    return works(run("fit", "photos", model, "--encoder", CONV4, "--overwrite", *options))
+
+
+def test_a_fit_that_rejects_tells_how_well(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle: what the saved model says of itself."""
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"))
+    noises(Path("others"))
+    alone = rejecting(run, "--reject", "auto").out
+    assert "there is no background" in alone
+    text = rejecting(run, "--reject", "auto", "--false-accept", 0.2, "--background", "others").out
+    assert "background" not in text
+    model = FewShotClassifier.load("model")
+    assert (model.reject, model.false_accept) == ("auto", 0.2)
+    accept, refuse = model.reliability_.false_accept, model.reliability_.false_reject
+    assert text.splitlines()[:4] == [
+        "model: 3 classes from 12 examples",
+        f"unknown below a score of {model.threshold_:.3f}",
+        f"  unknown items taken for known: {accept}, estimated",
+        f"  known items refused: {refuse}, estimated",
+    ]
+    assert "unknown below a score of 0.250\n" in rejecting(run, "--reject", 0.25).out
+    assert FewShotClassifier.load("model").reject == 0.25
+    assert rejecting(run).out == "model: 3 classes from 12 examples\n"
+    assert FewShotClassifier.load("model").reject is None
+
+
+def test_a_fit_that_cannot_reject_says_why(run: Run, world: World) -> None:
+    photos(Path("photos"))
+    photos(Path("single"), classes=1)
+    noises(Path("few"), count=19)
+    write_lines(Path("texts.jsonl"), TEXTS)
+    (Path("unknowns") / "unknown").mkdir(parents=True)
+    (Path("unknowns") / "known").mkdir()
+    for k, name in enumerate(("unknown", "known")):
+        picture(k, 0).save(f"unknowns/{name}/0.png")
+    before = hashes(world.root)
+    for data, options, says in (
+        ("photos", ["--reject", "maybe"], "--reject takes auto or a number, not 'maybe'"),
+        ("photos", ["--reject", "nan"], 'reject is None, "auto" or a threshold, not nan'),
+        (
+            "photos",
+            ["--reject", "auto", "--false-accept", 1.5],
+            "false_accept must be a share between 0 and 1, not 1.5",
+        ),
+        ("photos", ["--reject", "auto", "--background", "texts.jsonl"], "has text items, but the data are image items"),
+        ("photos", ["--reject", "auto", "--background", "few"], "a background needs 20 items or more, not 19"),
+        ("photos", ["--background", "nowhere"], "no data at nowhere"),
+        ("single", ["--reject", "auto"], "one class alone"),
+        ("unknowns", ["--reject", "auto"], "a class is called 'unknown'"),
+    ):
+        fails(run("fit", data, "m", "--encoder", CONV4, *options), re.escape(says))
+        assert hashes(world.root) == before
+
+
+def test_a_prediction_says_unknown(run: Run, world: World) -> None:
+    photos(Path("photos"))
+    picture(0, 5).save("a.png")
+    rejecting(run, "--reject", "auto", model="auto")
+    scores = FewShotClassifier.load("auto").score_samples(["a.png"])
+    for threshold, known in ((scores[0] - 0.01, True), (scores[0] + 0.01, False)):
+        rejecting(run, "--reject", threshold)
+        (row,) = json.loads(works(run("predict", "model", "a.png", "--json", "-")).out)["results"]
+        assert list(row) == ["item", "label", "probability", "known", "best", "score"]
+        assert row["score"] == pytest.approx(scores[0], abs=1e-5)
+        assert row["known"] is known
+        nearest = row["best"][0]
+        expected = (nearest["label"], nearest["probability"]) if known else ("unknown", None)
+        assert (row["label"], row["probability"]) == expected
+        shown = (
+            f"{nearest['label']} {nearest['probability']:.3f}" if known else f"unknown (nearest: {nearest['label']})"
+        )
+        assert words(run("predict", "model", "a.png")) == f"item label probability a.png {shown}"
+
+
+def test_a_claim_is_checked(run: Run, world: World) -> None:
+    """Its exit code and its figures are those of `FewShotClassifier.verify`."""
+    photos(Path("photos"))
+    picture(0, 0).save("a.png")
+    rejecting(run, "--false-accept", 0.5)
+    model, said = "model", FewShotClassifier.load("model")
+    found = [(label, said.verify(label, "a.png")) for label in ("kind0", "kind1")]
+    assert [one.accepted for _, one in found] == [True, False]
+    for (label, one), code, word, sign in zip(found, (0, 3), ("accepted", "refused"), (">=", "<"), strict=True):
+        result = run("verify", model, label, "a.png")
+        line = f"{word}: a.png as {label} (score {one.score:.3f} {sign} {one.threshold:.3f})\n"
+        assert (result.code, result.out, result.err) == (code, line, "")
+        result = run("verify", model, label, "a.png", "--json", "-")
+        assert (result.code, json.loads(result.out)) == (
+            code, {"schema": 1, "item": "a.png", "label": label, **one._asdict()},
+        )  # fmt: skip
+    fails(run("verify", model, "nobody", "a.png"), "no class 'nobody'; known: kind0, kind1, kind2")
+    fails(run("verify", model, "kind0", "nowhere.png"), r"no image file nowhere\.png")
+    works(run("forget", model, "kind1"))
+    works(run("forget", model, "kind2"))
+    fails(run("verify", model, "kind0", "a.png"), "one class alone")
+
+
+def test_what_a_model_knows(run: Run, world: World) -> None:
+    photos(Path("photos"))
+    rejecting(run, "--reject", "auto", "--false-accept", 0.5)
+    model = FewShotClassifier.load("model")
+    known = json.loads(works(run("info", "model", "--json", "-")).out)
+    fields = "schema encoder method classes temperature reject false_accept threshold reliability"
+    assert list(known) == fields.split()
+    assert known["classes"] == [{"label": label, "examples": 4} for label in ("kind0", "kind1", "kind2")]
+    assert (known["reject"], known["false_accept"], known["threshold"]) == ("auto", 0.5, model.threshold_)
+    assert known["encoder"].startswith("conv4(") and known["method"].startswith("prototypical(")
+    accept = model.reliability_.false_accept
+    assert accept is not None and known["reliability"]["false_accept"] == accept._asdict()
+    overlaps = [overlap._asdict() for overlap in model.reliability_.overlaps]
+    assert overlaps and known["reliability"]["overlaps"] == overlaps
+    text = works(run("info", "model", "--json", "known.json")).out
+    assert json.loads(Path("known.json").read_text()) == known
+    for pair in overlaps:
+        assert f"{pair['first']} and {pair['second']} overlap: {pair['share']:.0%} of one's examples" in text
+    assert "reject: says unknown by a threshold set for it\n" in text
+    assert re.search(r"^class +examples\nkind0 +4\n", text, re.M)
+    assert "reject: never says unknown\n" in works(run("info", world.model("image"))).out
+    rejecting(run, "--reject", 0.25)
+    assert "reject: says unknown below 0.25\n" in works(run("info", "model")).out
+
+
+def test_a_model_of_one_class_tells_what_it_lacks(run: Run, world: World) -> None:
+    works(run("forget", world.model("speech"), "anna"))
+    assert "one class alone tells nothing of what is unknown" in works(run("info", world.model("speech"))).out
+    known = json.loads(works(run("info", world.model("speech"), "--json", "-")).out)
+    assert known["classes"] == [{"label": "bert", "examples": 3}] and known["threshold"] is None
+    assert known["reliability"]["notes"][0].startswith("one class alone")
+
+
+def test_a_class_gets_another_name(run: Run, world: World) -> None:
+    model = world.model("image")
+    assert works(run("rename", model, "kind0", "first")).out == f"{model}: kind0 is now first\n"
+    assert FewShotClassifier.load(model).counts_ == {"first": 3, "kind1": 3, "kind2": 3}
+    before = hashes(model)
+    fails(run("rename", model, "kind1", "kind2"), "kind2")
+    fails(run("rename", model, "kind0", "other"), "no class 'kind0'; known: first, kind1, kind2")
+    assert hashes(model) == before
+
+
+def test_the_method_that_was_chosen_is_named(run: Run, world: World) -> None:
+    photos(Path("photos"), classes=8)
+    first, named = rejecting(run, "--method", "auto").out.splitlines()
+    assert first == "model: 8 classes from 32 examples"
+    assert named == f"method: {json.loads(works(run('info', 'model', '--json', '-')).out)['method']}"
+    shape = ["--way", 2, "--query", 2, "--steps", 1]
+    works(run("train", "images('photos')", CONV4, "prototypical", "--out", "run", *shape))
+    fails(run("fit", "photos", "m", "--run", "run", "--method", "auto"), "--encoder run:FOLDER")
+    assert not Path("m").exists()
+    again = works(run("fit", "photos", "m", "--encoder", "run:run", "--method", "auto")).out
+    assert "\nmethod: " in again
 
 
 # ---- what is asked for ----

@@ -77,9 +77,7 @@ def mahalanobis(z: Array, y: Array, x: Array, cohort: Array | None) -> Array:
 
 def compare(a: Array, b: Array, precision: Array) -> Array:
     """Cosines of all pairs, by an inner product."""
-    return np.array(
-        [[p @ precision @ q / math.sqrt((p @ precision @ p) * (q @ precision @ q)) for q in b] for p in a]
-    )
+    return np.array([[p @ precision @ q / math.sqrt((p @ precision @ p) * (q @ precision @ q)) for q in b] for p in a])
 
 
 def whitened(z: Array, y: Array, x: Array, cohort: Array | None) -> Array:

@@ -86,6 +86,7 @@ def fit(
         )
     classifier.set_params(reject=_threshold(reject), false_accept=false_accept)
     _fit(classifier, items, task, None if others is None else others.items("all"))
+    told = [] if reject is None else _told_reliability(classifier)  # before a model is written that cannot answer
     classifier.save(model, overwrite=overwrite)
     print(
         f"{model}: {count(len(classifier.classes_), 'class')} from {count(sum(classifier.counts_.values()), 'example')}"
@@ -94,8 +95,8 @@ def fit(
         from multifsl.registry import resolved
 
         print(f"method: {resolved(classifier.method_)}")
-    if reject is not None:
-        _print_reliability(classifier)
+    for line in told:
+        print(line)
 
 
 def enroll(
@@ -156,7 +157,7 @@ def verify(
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
-    """Say whether an item is of the class that it is said to be of; the exit status is 0 for yes and 1 for no."""
+    """Say whether an item is of the class that it is said to be of; the exit code is 0 for yes and 3 for no."""
     classifier = _load(model, device, allow_download)
     found = classifier.verify(_own_label(classifier, label), item)
     if json_ is not None:
@@ -165,7 +166,7 @@ def verify(
         sign, word = (">=", "accepted") if found.accepted else ("<", "refused")
         print(f"{word}: {item} as {label} (score {found.score:.3f} {sign} {found.threshold:.3f})")
     if not found.accepted:
-        raise typer.Exit(1)
+        raise typer.Exit(3)
 
 
 def info(
@@ -202,10 +203,8 @@ def info(
     asked = {"None": "never says unknown", "auto": "says unknown by a threshold set for it"}
     print(f"reject: {asked.get(str(classifier.reject), f'says unknown below {classifier.reject}')}")
     show_table(("class", "examples"), [(str(label), str(n)) for label, n in counts.items()])
-    if known["threshold"] is None:
-        print(known["reliability"]["notes"][0])
-    else:
-        _print_reliability(classifier)
+    for line in known["reliability"]["notes"] if known["threshold"] is None else _told_reliability(classifier):
+        print(line)
 
 
 def predict(
@@ -351,21 +350,20 @@ def _reliability(classifier: "FewShotClassifier") -> dict[str, Any]:
     }
 
 
-def _print_reliability(classifier: "FewShotClassifier", most: int = 5) -> None:
+def _told_reliability(classifier: "FewShotClassifier", most: int = 5) -> list[str]:
     found = classifier.reliability_
-    print(f"unknown below a score of {classifier.threshold_:.3f}")
+    told = [f"unknown below a score of {classifier.threshold_:.3f}"]
     for what, rate in (
         ("unknown items taken for known", found.false_accept),
         ("known items refused", found.false_reject),
     ):
         if rate is not None:
-            print(f"  {what}: {rate}, estimated")
+            told.append(f"  {what}: {rate}, estimated")
     for first, second, share in found.overlaps[:most]:
-        print(f"  {first} and {second} overlap: {share:.0%} of one's examples would pass as the other's")
+        told.append(f"  {first} and {second} overlap: {share:.0%} of one's examples would pass as the other's")
     if len(found.overlaps) > most:
-        print(f"  and {len(found.overlaps) - most} pairs more")
-    for note in found.notes:
-        print(f"  {note}")
+        told.append(f"  and {len(found.overlaps) - most} pairs more")
+    return [*told, *(f"  {note}" for note in found.notes)]
 
 
 def _predictions(classifier: "FewShotClassifier", items: list[str], best: int = 5) -> list[dict[str, Any]]:
