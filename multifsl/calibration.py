@@ -84,7 +84,7 @@ class Calibration(NamedTuple):
         """What `to_json` made. Raises BadFile, naming the source, where it is something else."""
         try:
             t, sets = np.array(content["temperature"], dtype=float), np.array(content["sets"], dtype=float)
-        except (TypeError, KeyError, ValueError, IndexError) as error:
+        except (TypeError, KeyError, ValueError, IndexError, OverflowError) as error:
             raise BadFile(f"{source} has no calibration: {error!r}") from error
         shapes = t.shape == (3,) and sets.shape in ((0,), (len(ALPHAS), 3))
         if not shapes or not (np.abs(t) < 100).all() or not (np.abs(sets) < 1000).all():

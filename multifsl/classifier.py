@@ -62,7 +62,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         With None, X are features [n, D].
     method : a spec such as "prototypical(distance='cosine')", "auto", or a Method built on that encoder
         One that adapts the encoder keeps the examples themselves, and adapts to them anew whenever they change. "auto" is the head
-        under which the examples, left out in turn, are the likeliest (`multifsl.automatic`); it is chosen anew when they change.
+        under which the examples, left out in turn, are the likeliest (`multifsl.automatic`); it is chosen anew when they change; a
+        saved model keeps the one that it had.
     reject : None, "auto", or a number
         When to answer `unknown_label`: never; where `score_samples` falls short of a threshold that keeps to `false_accept`, set by
         the examples and a background (`multifsl.rejection`); or short of this number.
@@ -211,7 +212,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         array(['east', 'up'], dtype='<U4')
         """
         with self._writing:
-            self._learned = self._now.renamed(_plain(old), _plain(new))
+            learned = self._now.renamed(_plain(old), _plain(new))
+            if self.reject is not None:
+                self._unknown(learned)
+            self._learned = learned
         return self
 
     # ---- what was learned ----
@@ -394,7 +398,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # ---- inside ----
 
     def _check_reject(self) -> None:
-        value = self.reject
+        value = _plain(self.reject)
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
         if not (self.reject is None or self.reject == "auto" or number):
             raise MultifslError(f'reject is None, "auto" or a threshold, not {self.reject!r}')
@@ -451,9 +455,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             labels = np.repeat(labels, size(x)) if isinstance(y, _Same) else labels
             _check_count(labels, size(x))
             if seconds:
-                warn_of_little_speech(seconds, labels.tolist(), stacklevel=4)
+                known = {} if old is None else old.places
+                new = [(s, label) for s, label in zip(seconds, labels.tolist(), strict=True) if label not in known]
+                warn_of_little_speech([s for s, _ in new], [label for _, label in new], stacklevel=4)
             if old is not None:
-                self._learned = self._chosen(old.with_more(x, labels))
+                more = old.with_more(x, labels)
+                if self.reject is not None:
+                    self._unknown(more)
+                self._learned = self._chosen(more)
                 return self
             others = None
             if background is not None:

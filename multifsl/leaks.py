@@ -43,6 +43,7 @@ from multifsl.shipped import SHIPPED, is_shipped, model_names, names_run, run_fo
 from multifsl.task import Items, Task
 
 KINDS = ("trained-on", "chosen-on", "classes", "same-items", "near-items", "groups", "pretrained", "not-checked")
+LISTED = 200  # pairs of items that are the same, in a result's JSON
 MUCH = 0.01  # of the test items: fewer hardly move a figure
 READ_MOST = 20_000  # train items that are compared unless asked for: a few seconds
 # Grey images of 8 x 8 that correlate by so much are of one picture. Measured, val against train: of CIFAR-FS's photos saved as JPEG
@@ -87,11 +88,13 @@ BY_DESIGN = ("omniglot", "vctk")
 
 
 class Leak(NamedTuple):
-    """One leak: its kind, one of KINDS; what was found; whether it is an error unless allowed."""
+    """One leak: its kind, one of KINDS; what was found; whether it is an error unless allowed; and, of items that are the same,
+    the first LISTED pairs, by name and class."""
 
     kind: str
     message: str
     severe: bool
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 class Seen(NamedTuple):
@@ -640,7 +643,8 @@ def _repeats(
             message += f"; above {MUCH:.0%} of them that is an error: take out one of each"
         elif kind == "same-items":
             message += f"; up to {MUCH:.0%} of them that is no error"
-        leaks.append(Leak(kind, message, severe))
+        named = tuple((_named(test, i, whole=True), _named(other, j, whole=True)) for i, j in pairs[:LISTED])
+        leaks.append(Leak(kind, message, severe, named))
     return leaks
 
 
@@ -666,11 +670,19 @@ def _class(contents: Contents, i: int) -> str:
     return str(contents.items.class_names[contents.items.labels[i]])
 
 
-def _named(contents: Contents, i: int) -> str:
-    """An item for people: a text, a file's name or its position, and its class."""
+def _named(contents: Contents, i: int, *, whole: bool = False) -> str:
+    """An item for people: a text, a file's name (whole: with its folders) or its position, and its class."""
     item = contents.items.items[i]
     is_file = isinstance(item, Path | Member)
-    name = Path(str(item)).name if is_file else repr(item[:40]) if isinstance(item, str) else f"item {i}"
+    name = (
+        str(item)
+        if is_file and whole
+        else Path(str(item)).name
+        if is_file
+        else repr(item[:40])
+        if isinstance(item, str)
+        else f"item {i}"
+    )
     return f"{name} ({_class(contents, i)})"
 
 

@@ -201,10 +201,10 @@ class Learned:
         places = self.places | {label: len(self.places) + i for i, label in enumerate(new)} if new else self.places
         parts = _joined([*self.parts, Batch(x, _codes(labels.tolist(), places).to(first_leaf(x).device))])
         if not self._grows:
-            return replace(self, parts=parts, places=places, kind=kind, _memo={})._adapted()
+            return replace(self, parts=parts, places=places, kind=kind, _memo=self._kept)._adapted()
         known = {"base": self._memo["state"], "fresh": 0} if "state" in self._memo else {}
-        more = replace(self, parts=parts, places=places, kind=kind, _memo={}, **known)
-        return replace(more, fresh=more.fresh + len(labels), _memo={})
+        more = replace(self, parts=parts, places=places, kind=kind, _memo=self._kept, **known)
+        return replace(more, fresh=more.fresh + len(labels), _memo=self._kept)
 
     def without(self, label: Any) -> "Learned":
         """Without a class and its examples. Raises MultifslError where there is no such class, or no other one."""
@@ -218,12 +218,12 @@ class Learned:
             if len(y):
                 left.append(Batch(map_inputs(lambda leaf, kept=kept: leaf[kept], part.x), y - (y > place).long()))  # type: ignore[misc]
         places = {other: i for i, other in enumerate(k for k, at in self.places.items() if at != place)}
-        fewer = replace(self, parts=_joined(left), places=places, base=None, fresh=0, _memo={})
+        fewer = replace(self, parts=_joined(left), places=places, base=None, fresh=0, _memo=self._kept)
         if not self._grows:
             return fewer._adapted()
         assert isinstance(self.method, EmbeddingMethod)
         with torch.inference_mode():
-            return replace(fewer, base=self.method.remove(self.state, place), _memo={})
+            return replace(fewer, base=self.method.remove(self.state, place), _memo=self._kept)
 
     def renamed(self, old: Any, new: Any) -> "Learned":
         """With another label for a class. Raises MultifslError where there is no `old`, `new` is taken or of another kind."""
@@ -233,7 +233,7 @@ class Learned:
         labels = np.array([new])
         self.check_kind(labels)
         places = {new if at == place else label: at for label, at in self.places.items()}
-        other = replace(self, places=places, kind=np.result_type(self.kind, kind_of(labels)), _memo={})
+        other = replace(self, places=places, kind=np.result_type(self.kind, kind_of(labels)), _memo=self._kept)
         return other if self._grows else other._adapted()
 
     # ---- inside ----
@@ -242,6 +242,11 @@ class Learned:
     def _names(self) -> np.ndarray:
         """Labels [N], by place."""
         return np.array(list(self.places), dtype=self.kind)
+
+    @property
+    def _kept(self) -> dict[str, Any]:
+        """What the next snapshot need not find again."""
+        return {"cohort": self._memo["cohort"]} if "cohort" in self._memo else {}
 
     @property
     def _present(self) -> Tensor:
@@ -273,7 +278,7 @@ class Learned:
         support = Batch(self.x, y)
         with torch.inference_mode():
             state = self.method.adapt(support, self._present)
-        return replace(self, parts=(support,), places=places, base=state, fresh=0, _memo={})
+        return replace(self, parts=(support,), places=places, base=state, fresh=0, _memo=self._kept)
 
     def _place(self, label: Any) -> int:
         if label not in self.places:

@@ -4,11 +4,12 @@ A user asks for a rate of false acceptance, alpha: the share of items of no know
 such items will look like he cannot say. Two things stand in for them: his own classes, each left out in its turn and scored
 against the others, and the cohort, where there is one. The threshold is the larger of
 
-    mean + 1.34 z sd     of the scores of examples whose class was left out, z the normal quantile of 1 - alpha
+    mean + 1.34 z sd     of the scores of examples whose class was left out, all classes alike, z the normal quantile of 1 - alpha
     the 1 - alpha quantile of the scores of cohort items that the score was not learned from
 
-The factor 1.34 was chosen on development sets (docs/recognition.md): classes differ, and a handful of them shows less of the
-spread of unknown ones than there is.
+A class whose left-out examples score as known ones do, half of them at least, is a twin of another: it says nothing of unknown
+classes, is not counted for the threshold, and stands in `overlaps`. The factor 1.34 was chosen on development sets
+(docs/recognition.md): classes differ, and a handful of them shows less of the spread of unknown ones than there is.
 
 How often a known item is refused is estimated by leaving examples out: a fold leaves out one of each class, so that the others
 are one fewer. Rates are given with 90 % intervals for what the next ten unknown classes will show, not for the mean over all
@@ -17,6 +18,7 @@ thinkable ones: whether one of them looks like a known class makes most of the d
 Shape letters: S examples, N classes, B cohort items, D embedding width.
 """
 
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from multifsl.errors import MultifslError
 from multifsl.functional import full_precision, highest_precision
-from multifsl.open_set import COHORT, SCORES, Score
+from multifsl.open_set import COHORT, EXACT, SCORES, Mixed, Score, Whitened
 from multifsl.options import check_choice
 
 SPREAD = 1.34  # by which the spread of classes that were left out falls short of that of unknown ones
@@ -94,6 +96,15 @@ class Trials(NamedTuple):
     known: np.ndarray
     known_label: np.ndarray
 
+    @property
+    def alike(self) -> np.ndarray:
+        """Rows of `unknown` whose class looks like another one, bool [S']: half of its scores at least are as known ones are."""
+        if not len(self.known):
+            return np.zeros(len(self.unknown), dtype=bool)
+        as_known = np.median(self.known)
+        twins = [label for label in np.unique(self.label) if np.median(self.unknown[self.label == label]) >= as_known]
+        return np.isin(self.label, twins)
+
 
 def learn_rejection(
     z: Tensor,
@@ -129,31 +140,44 @@ def learn_rejection(
             "one class alone tells nothing of what is unknown: give more classes, fit(..., background=items), or a threshold "
             "of your own, reject=NUMBER"
         )
+    if kind is Mixed and len(z) > EXACT:  # now, so that folds, which have fewer, go by the same score
+        kind = Whitened
     z = full_precision(z)
     held: Tensor | None = None
-    if cohort is not None:  # one half to learn from, the other to set the threshold by
-        cohort = full_precision(cohort)[: 2 * COHORT]
-        cohort, held = cohort[::2][:COHORT], cohort[1::2][:COHORT]
+    if (
+        cohort is not None
+    ):  # one half to learn from, the other, of other classes where it is sorted, to set the threshold by
+        most = min(len(cohort), 2 * COHORT)
+        chosen = torch.linspace(0, len(cohort) - 1, most, dtype=torch.float64).round().long()
+        cohort = full_precision(cohort[chosen.to(cohort.device)])
+        cohort, held = cohort[: most // 2], cohort[most // 2 :]
     learned = kind(z, y, n, cohort)
     trials = _trials(kind, z, y, n, cohort)
-    strangers = None if held is None else learned(held)
+    strangers = None if held is None else torch.cat([learned(part) for part in held.split(256)])
     outside = None if strangers is None else learned.overall(strangers).cpu().numpy()
-    threshold = _threshold(trials.unknown, outside, false_accept) if reject == "auto" else float(reject)
-    pairs = trials.pairs[~np.isnan(trials.pairs)]
-    claim = _threshold(pairs, None if strangers is None else strangers.cpu().numpy().ravel(), false_accept)
+    alike, weight = trials.alike, 1 / np.bincount(trials.label, minlength=n)[trials.label]
+    others = trials.label >= 0 if alike.all() else ~alike
+    set_for_it = _threshold(trials.unknown[others], weight[others], outside, false_accept)
+    threshold = set_for_it if reject == "auto" else float(reject)
+    pairs = trials.pairs[others]
+    each = np.broadcast_to(weight[others][:, None], pairs.shape)[~np.isnan(pairs)]
+    claims = None if strangers is None else strangers.cpu().numpy().ravel()
+    claim = _threshold(pairs[~np.isnan(pairs)], each, claims, false_accept)
     return Rejection(learned, threshold, claim, _reliability(trials, outside, threshold, n, y, false_accept, reject))
 
 
 def check_share(false_accept: float) -> None:
     """Raises MultifslError where it is none."""
-    if not (isinstance(false_accept, int | float) and 0 < false_accept < 1):
+    if not (isinstance(false_accept, numbers.Real) and 0 < false_accept < 1):
         raise MultifslError(f"false_accept must be a share between 0 and 1, not {false_accept!r}")
 
 
-def _threshold(unknown: np.ndarray, outside: np.ndarray | None, false_accept: float) -> float:
+def _threshold(unknown: np.ndarray, weight: np.ndarray, outside: np.ndarray | None, false_accept: float) -> float:
     found = []
     if len(unknown):
-        found.append(unknown.mean() + SPREAD * stats.norm.isf(false_accept) * unknown.std())
+        mean = np.average(unknown, weights=weight)
+        spread = np.average((unknown - mean) ** 2, weights=weight) ** 0.5
+        found.append(mean + SPREAD * stats.norm.isf(false_accept) * spread)
     if outside is not None:
         found.append(np.quantile(outside, 1 - false_accept))
     return float(max(found)) if found else float("nan")
@@ -233,12 +257,8 @@ def _reliability(
     # What was counted, and, for a threshold that was set for it, the rate asked for as if it had been counted on fifty.
     sources = [source for source in (trials.unknown, outside) if source is not None and len(source)]
     if sources:
-        found = max(float((source >= threshold).mean()) for source in sources)
-        estimate = (
-            found
-            if reject != "auto"
-            else (false_accept * 50 + found * len(trials.unknown)) / (50 + len(trials.unknown))
-        )
+        found, count = max(float((source >= threshold).mean()) for source in sources), len(sources[0])
+        estimate = found if reject != "auto" else (false_accept * 50 + found * count) / (50 + count)
         accept = _rate(estimate, ACCEPT_COUNT)
     else:
         notes.append("nothing tells how often unknown items are accepted: give more classes, or a background")
@@ -253,7 +273,13 @@ def _reliability(
             )
     else:
         notes.append("one example a class: how often known items are refused cannot be told; two or more would")
-    return Reliability(accept, refuse, _overlaps(trials, threshold), notes)
+    looked = len(np.unique(trials.label))
+    if 1 < looked < n:
+        notes.append(f"overlaps: {looked} of the {n} classes were looked at")
+    if trials.alike.any():
+        notes.append("some classes look like others, see the overlaps: they were not counted for the threshold")
+    bar = min(threshold, float(np.median(trials.known))) if len(trials.known) else threshold
+    return Reliability(accept, refuse, _overlaps(trials, bar), notes)
 
 
 def _rate(estimate: float, count: float) -> Rate:
@@ -263,12 +289,12 @@ def _rate(estimate: float, count: float) -> Rate:
     return Rate(estimate, min(low, estimate), max(float(stats.beta.ppf(high, *hits)), estimate))
 
 
-def _overlaps(trials: Trials, threshold: float) -> list[Overlap]:
-    """Pairs of classes of which two or more examples, and a third at least, of one would pass as the other's; the worst first."""
+def _overlaps(trials: Trials, bar: float) -> list[Overlap]:
+    """Pairs of classes of which two or more examples, and a third at least, of one score `bar` as the other's; the worst first."""
     found: dict[tuple[int, int], float] = {}
     for label in np.unique(trials.label):
         rows = trials.pairs[trials.label == label]
-        passing = np.nan_to_num(rows, nan=-np.inf) >= threshold
+        passing = np.nan_to_num(rows, nan=-np.inf) >= bar
         for other in np.flatnonzero((passing.sum(0) >= 2) & (passing.mean(0) >= 1 / 3)):
             pair = (min(int(label), int(other)), max(int(label), int(other)))
             found[pair] = max(found.get(pair, 0.0), float(passing[:, other].mean()))

@@ -197,6 +197,7 @@ def _drawn(shown: Shown, items: Items, ask: _Ask) -> list[Drawn]:
             if ask.shots is not None or not found:
                 raise
             shown.notes.append(f"{shot} shots: {error}")
+            warnings.warn(f"{shown.title}: {shot} shots are left out: {error}", stacklevel=3)
     return found
 
 

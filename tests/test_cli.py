@@ -234,6 +234,7 @@ def test_comparisons(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "AUROC" in text and "AUROC" not in all_ways and Path("few.jsonl").exists()
     assert works(run(*asked, *unknown, "--seed", 9)).out.splitlines()[0].endswith("seed 0")  # that of the file
     fails(run(*asked, *methods, "--outside", 1), "the split has 0 such items")
+    fails(run(*asked, *methods, "--plot", "shots.txt"), "--plot writes .svg, .png, .pdf, not 'shots.txt'")
     joined = [
         word.replace("images('photos')", "images('photos') + images('photos', seed=1)") for word in map(str, asked)
     ]
@@ -341,7 +342,9 @@ def test_images_from_training_to_forgetting(run: Run, tmp_path: Path, monkeypatc
     task = "images('photos')"
     train = ["train", task, CONV4, "prototypical", "--out", "run", *shape, "--steps", 3]
     done = works(run(*train))
-    assert done.out.startswith("run: 3 steps") and done.out.count("\n") == 1
+    assert [line.split(":")[0] for line in done.out.splitlines()] == [
+        "run", "5 train / 1 val / 2 test classes", "loss and accuracy",
+    ]  # fmt: skip
     assert {p.name for p in Path("run").iterdir()} >= {"run.json", "model.safetensors"}
 
     before = hashes(Path("run"))
@@ -418,7 +421,7 @@ def test_what_an_evaluation_prints(run: Run, tmp_path: Path, monkeypatch: pytest
              "--episodes", 40]  # fmt: skip
     text = words(run(*asked, "--way", 4, "--unknown", 2, "--json", "found.json"))
     found = json.loads(Path("found.json").read_text())
-    assert "4-way 1-shot, 1 query a class, 40 episodes, seed 0" in text
+    assert "4-way 1-shot, 1 query a class, 2 unknown classes, 40 episodes, seed 0" in text
     spread = f"{found['accuracy']:.4f} ± {found['ci95']:.4f} (95 %) over episodes, ± {found['ci95_classes']:.4f} over classes"
     unknown = found["unknown"]
     for row in (

@@ -238,6 +238,7 @@ def test_same_items_within_the_test_items() -> None:
     test = items(["one", "two", "one", "three"], ["two", "four", "one"])
     (leak,) = found("hwu64", test=test)
     assert leak.severe and "(1 of one class, 2 of two): 'one' (a) and 'one' (a)" in leak.message
+    assert leak.pairs[0] == ("'one' (a)", "'one' (a)") and len(leak.pairs) == 3
 
 
 @pytest.mark.parametrize(

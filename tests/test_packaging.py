@@ -38,7 +38,7 @@ def sources() -> dict[str, str]:
     for folder, package in {"multifsl": "multifsl", "encoders": "multifsl/encoders", "tasks": "multifsl/tasks"}.items():
         for path in files(ROOT / folder):
             inner = path.relative_to(ROOT / folder)
-            data = inner.parts[0] in ("demo_data", "models", "recipes", "report.html")
+            data = inner.parts[0] in ("cohorts", "demo_data", "models", "recipes", "report.html")
             if path.suffix == ".py" or path.name == "py.typed" or data:
                 places[f"{package}/{inner.as_posix()}"] = f"{folder}/{inner.as_posix()}"
     return places

@@ -108,7 +108,7 @@ def test_the_threshold_is_its_formula(false_accept: float, with_cohort: bool, sp
 
     means = unit(np.stack([unit(x[y == k]).mean(0) for k in range(6)]))
     pairs = np.array([[q @ means[k] for k in range(6) if k != label] for q, label in zip(unit(x), y, strict=True)])
-    outside = unit(cohort[1::2]) @ means.T
+    outside = unit(cohort[len(cohort) // 2 :]) @ means.T
     z = SPREAD * stats.norm.isf(false_accept)
     overall, single = pairs.max(1), pairs.ravel()
     want = [overall.mean() + z * overall.std(), single.mean() + z * single.std()]
@@ -425,3 +425,48 @@ def test_all_of_few_classes_are_left_out_however_many_examples_they_have() -> No
     assert len(trials.label) == len(trials.known) == 1000
     z, y = torch.randn(600, 8, generator=torch.Generator().manual_seed(0)), torch.arange(300).repeat_interleave(2)
     assert len(set(_trials(SCORES["cosine"], z, y, 300, None).label.tolist())) == 120  # four tenths
+
+
+def groups_of(classes: int, each: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Examples [classes * each, 16] around means that are apart, and labels."""
+    draw = torch.Generator().manual_seed(seed)
+    y = torch.arange(classes).repeat_interleave(each)
+    return torch.randn(classes, 16, generator=draw)[y] + 0.3 * torch.randn(len(y), 16, generator=draw), y
+
+
+def test_a_twin_is_named_and_does_not_close_the_door() -> None:
+    """A class that is enrolled twice, under two names: known items are still let in."""
+    for classes in (5, 10):
+        z, y = groups_of(classes, 10)
+        x, y, held = z[::2], y[::2], z[1::2]
+        x[y == 1], held[y == 1] = groups_of(1, 10)[0][::2] + 2, groups_of(1, 10)[0][1::2] + 2
+        x[y == 0], held[y == 0] = groups_of(1, 10)[0][1::2] + 2, groups_of(1, 10)[0][::2] + 2
+        found = learn_rejection(x, y, classes)
+        assert float(found.known(held)[1].float().mean()) > 0.7
+        assert [(a, b) for a, b, _ in found.reliability.overlaps] == [(0, 1)]
+        assert any("look like others" in note for note in found.reliability.notes)
+
+
+def test_folds_go_by_the_score_of_the_whole() -> None:
+    """Past 2,000 examples `mixed` is `whitened`, also in folds, which have fewer."""
+    z, y = groups_of(20, 105)
+    found = learn_rejection(z, y, 20)
+    assert float(found.known(z)[1].float().mean()) > 0.8
+    assert type(found.score) is SCORES["whitened"]
+
+
+def test_a_class_of_many_examples_counts_as_one() -> None:
+    z, y = groups_of(6, 60)
+    few = torch.cat([torch.arange(60), *(torch.arange(k * 60, k * 60 + 5) for k in range(1, 6))])
+    even = torch.cat([torch.arange(k * 60, k * 60 + 5) for k in range(6)])
+    one, other = (learn_rejection(z[i], y[i], 6, score="cosine").threshold for i in (few, even))
+    assert abs(one - other) < 0.1
+
+
+def test_no_class_gets_the_label_of_unknown_items() -> None:
+    model = FewShotClassifier(reject="auto").fit([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 0.1]], ["a", "a", "b", "b"])
+    with pytest.raises(MultifslError, match="a class is called 'unknown'"):
+        model.enroll("unknown", [[-1.0, 0.0]])
+    with pytest.raises(MultifslError, match="a class is called 'unknown'"):
+        model.rename("a", "unknown")
+    assert model.classes_.tolist() == ["a", "b"]

@@ -24,6 +24,7 @@ from multifsl.commands.shared import (
     SkipSmall,
     Split,
     WayOrAll,
+    count,
     number_or_range,
 )
 from multifsl.errors import MultifslError
@@ -32,6 +33,8 @@ from multifsl.terminal import say, show_table, track, write_json
 if TYPE_CHECKING:
     from multifsl.comparison import Comparison
     from multifsl.evaluation import Evaluation
+
+PICTURES = (".svg", ".png", ".pdf")
 
 
 def evaluate(
@@ -84,6 +87,7 @@ def evaluate(
     """Accuracy and other figures over episodes, of a run or of an encoder as it is."""
     from multifsl.evaluation import evaluate as run_evaluation
 
+    read = episodes_file is not None and episodes_file.exists()
     result = run_evaluation(
         run, task=task, encoder=encoder, split=split, way=_way(way), shot=number_or_range("shot", shot),
         query=query, unknown=unknown, outside=outside, episodes_file=episodes_file, cache=not no_cache,
@@ -91,6 +95,8 @@ def evaluate(
         episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance, device=device, data_root=data_root,
         skip_small_classes=skip_small_classes, allow_download=allow_download, progress=track, method=method, weights=weights,
     )  # fmt: skip
+    if read:
+        _say_of_file(episodes_file)
     if json_ is not None:
         write_json({**result.to_json(), **_made()}, json_)
     if json_ != "-":
@@ -146,6 +152,9 @@ def compare(
     from multifsl.comparison import draw
 
     each = _shots(shots)
+    if plot is not None and plot.suffix.lower() not in PICTURES:
+        raise MultifslError(f"--plot writes {', '.join(PICTURES)}, not {plot.name!r}")
+    read = episodes_file is not None and episodes_file.exists()
     found = run_comparison(
         task, encoders=encoder or [], methods=method or [], runs=run or [], split=split, way=_way(way), shots=each,
         query=query, episodes=episodes, seed=seed, disjoint_groups=disjoint_groups, imbalance=imbalance,
@@ -153,6 +162,8 @@ def compare(
         allow_leaks=allow_leak or (), leak_check=leak_check, cache=not no_cache, device=device, data_root=data_root,
         allow_download=allow_download, progress=track,
     )  # fmt: skip
+    if read:
+        _say_of_file(episodes_file)
     if json_ is not None:
         write_json({"comparisons": [one.to_json() for one in found], **_made()}, json_)
     if json_ != "-":
@@ -203,6 +214,11 @@ def report(
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
+def _say_of_file(file: Any) -> None:
+    """Of options that a file of episodes overrules."""
+    say(f"the episodes are those of {file}: ways, shots, queries and seed are its own")
+
+
 def _show(result: "Evaluation") -> None:
     """An evaluation for people to read."""
     from multifsl.episode import spelled
@@ -211,7 +227,10 @@ def _show(result: "Evaluation") -> None:
     way, shot, query = map(spelled, (result.way, result.shot, result.query))
     print(f"{result.task}, {result.split} classes\n{result.encoder}\n{result.method}, {kind}")
     queries = "1 query" if result.query == 1 else f"{query} queries"
-    print(f"{way}-way {shot}-shot, {queries} a class, {result.episodes:,} episodes, seed {result.seed}")
+    asked = result.arguments
+    strange = f", {count(asked['unknown'], 'unknown class')}" if asked.get("unknown") else ""
+    strange += f", outside queries: {asked['outside']}" if asked.get("outside") else ""
+    print(f"{way}-way {shot}-shot, {queries} a class{strange}, {result.episodes:,} episodes, seed {result.seed}")
     half = result.ci95_classes
     over_classes = "; over classes it cannot be told" if half is None else f", ± {half:.4f} over classes"
     rows = [("accuracy", f"{result.accuracy:.4f} ± {result.ci95:.4f} (95 %) over episodes{over_classes}")]
