@@ -225,7 +225,8 @@ def test_without_data_the_run_is_shown_as_far_as_it_goes(toys: Path, tmp_path: P
 def test_shots_that_do_not_fit(toys: Path, tmp_path: Path) -> None:
     """The default ones are left out, and that is said; those that were asked for are an error."""
     run, query = str(toys / "speech"), 9  # a voice has 12 clips
-    text = written([run], tmp_path / "report.html", query=query)
+    with pytest.warns(UserWarning, match="5 shots are left out: "):
+        text = written([run], tmp_path / "report.html", query=query)
     assert "shots" not in ids(text) and "5 shot + 9 query items ask for 14" in text
     with pytest.raises(MultifslError, match="5 shot \\+ 9 query items ask for 14"):
         written([run], tmp_path / "report.html", query=query, shots=[1, 5])
