@@ -25,7 +25,7 @@ from torch import Tensor
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import PADDING, Batch, Episode
 from multifsl.evaluation import DEFAULT_METHOD
-from multifsl.functional import highest_precision
+from multifsl.functional import highest_precision, places_in_class
 from multifsl.method import Method
 from multifsl.registry import build
 
@@ -120,7 +120,7 @@ def leave_one_out(method: Method, z: Tensor, y: Tensor) -> Tensor:
     >>> leave_one_out(method, torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1])).argmax(1)
     tensor([0, 1, 0, 1])
     """
-    place, counts = _places(y), y.bincount()
+    place, counts = places_in_class(y), y.bincount()
     folds = min(int(counts.max()), FOLDS)
     out = place % folds == torch.arange(folds, device=y.device)[:, None]  # [F, S]
 
@@ -152,18 +152,11 @@ def best_likelihood(logits: Tensor, y: Tensor) -> tuple[Tensor, float]:
     return found[best], temperatures[best]
 
 
-def _places(y: Tensor) -> Tensor:
-    """The place of each row among those of its class, from 0: int64 [S]."""
-    order, counts = y.argsort(stable=True), y.bincount()
-    starts = counts.cumsum(0) - counts
-    return torch.empty_like(y).index_copy(0, order, torch.arange(len(y), device=y.device) - starts[y[order]])
-
-
 def _spread(y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Rows that are looked at, and their labels, renumbered: the first SHOTS of each of some classes, evenly spread."""
     shots = counts.clamp(max=SHOTS)
     n = min(len(counts), CLASSES, max(2, ITEMS // int(shots.max())))
     chosen = torch.linspace(0, len(counts) - 1, n, device=y.device).long()
     new = torch.full_like(counts, PADDING).index_copy(0, chosen, torch.arange(n, device=y.device))
-    rows = ((new[y] >= 0) & (_places(y) < SHOTS)).nonzero().squeeze(1)
+    rows = ((new[y] >= 0) & (places_in_class(y) < SHOTS)).nonzero().squeeze(1)
     return rows, new[y[rows]]

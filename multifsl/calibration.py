@@ -35,7 +35,7 @@ from multifsl.bank import Bank, sampler_of
 from multifsl.episode import Batch
 from multifsl.errors import BadFile, MultifslError
 from multifsl.evaluation import embedded, solved
-from multifsl.functional import class_sums
+from multifsl.functional import class_sums, places_in_class
 from multifsl.method import EmbeddingMethod, Method
 from multifsl.task import Items
 
@@ -243,10 +243,7 @@ def held_out(method: EmbeddingMethod, x: Tensor, y: Tensor, n: int) -> tuple[np.
     One example of each class that has two is held out together, the first of each, then the second, ... So each is judged as in
     an episode of one shot less, and a task of K shots takes K rounds of learning (at most ROUNDS).
     """
-    order = y.argsort(stable=True)
-    counts = y.bincount(minlength=n)
-    place = torch.empty_like(y)
-    place[order] = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[y[order]]
+    place, counts = places_in_class(y), y.bincount(minlength=n)
     rounds = min(ROUNDS, int(counts.max()))
     most = max(1, LOOKS // (n * rounds))
     present = torch.ones(n, dtype=torch.bool, device=y.device)

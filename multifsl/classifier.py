@@ -176,10 +176,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             others = _enough(full_precision(others).to(where))
         labels = np.array(items.class_names)[kept.labels]
         learned = learn(method, x, labels, seen=FewShotClassifier(), background=others)
-        if self.reject is not None:
-            self._unknown(learned)
         with self._writing:
-            self._learned = self._chosen(learned)
+            self._take(learned)
         return self._warned_of_one_class()
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
@@ -201,7 +199,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def forget(self, label: Any) -> Self:
         """Forget a class and its examples. Raises MultifslError where there is no such class, or no other one would be left."""
         with self._writing:
-            self._learned = self._chosen(self._now.without(_plain(label)))
+            self._take(self._now.without(_plain(label)))
         return self
 
     def rename(self, old: Any, new: Any) -> Self:
@@ -212,10 +210,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         array(['east', 'up'], dtype='<U4')
         """
         with self._writing:
-            learned = self._now.renamed(_plain(old), _plain(new))
-            if self.reject is not None:
-                self._unknown(learned)
-            self._learned = learned
+            self._take(self._now.renamed(_plain(old), _plain(new)))
         return self
 
     # ---- what was learned ----
@@ -271,7 +266,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Calibrated probabilities [Q, N] of the known classes, in the order of `classes_`; of unknown items they say nothing."""
-        return self._answers(X).probabilities
+        now = self._now
+        return softened(self._logits(now, X), now.calibrated.temperature)
 
     def predict(self, X: Any) -> np.ndarray:
         """The label of each item, [Q]; `unknown_label` for those that `reject` takes for unknown."""
@@ -301,11 +297,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         now = self._now
         fitted, names = now.calibrated, now.classes.tolist()
-        p = softened(self._logits(now, X), fitted.temperature)
-        sets = prediction_sets(p, fitted.scores, alpha, fitted.threshold(alpha))
-        return [
-            [names[i] for i in np.argsort(-row, kind="stable") if held[i]] for row, held in zip(p, sets, strict=True)
-        ]
+        found: list[list[Any]] = []
+        for x in self._queries(now, X):
+            p = softened(now.logits(x), fitted.temperature)
+            sets = prediction_sets(p, fitted.scores, alpha, fitted.threshold(alpha))
+            for row, held in zip(p, sets, strict=True):
+                found.append([names[i] for i in np.argsort(-row, kind="stable") if held[i]])
+        return found
 
     def score_samples(self, X: Any) -> np.ndarray:
         """How much each item looks like one of any known class, [Q]; larger is more alike (`multifsl.open_set`, `reject_by`)."""
@@ -459,10 +457,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 new = [(s, label) for s, label in zip(seconds, labels.tolist(), strict=True) if label not in known]
                 warn_of_little_speech([s for s, _ in new], [label for _, label in new], stacklevel=4)
             if old is not None:
-                more = old.with_more(x, labels)
-                if self.reject is not None:
-                    self._unknown(more)
-                self._learned = self._chosen(more)
+                self._take(old.with_more(x, labels))
                 return self
             others = None
             if background is not None:
@@ -471,9 +466,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 parts = self._prepared(background, method, embed=True)
                 others = _enough(torch.cat([part for part in parts if isinstance(part, Tensor)]))
             learned = learn(method, x, labels, seen=seen, background=others)
-            if self.reject is not None:
-                self._unknown(learned)
-            self._learned = self._chosen(learned)
+            self._take(learned)
         return self
 
     def _open_encoder(self, width: int | None) -> Encoder:
@@ -494,6 +487,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             warn_of_euclidean(spec, encoder)
         self._warn(method)
         return method.to(pick_device(self.device)).eval()  # type: ignore[no-any-return]
+
+    def _take(self, learned: Learned) -> None:
+        """Put what was learned in the place of what was. Raises MultifslError where a class has the label of unknown items."""
+        if self.reject is not None:
+            self._unknown(learned)
+        self._learned = self._chosen(learned)
 
     def _chosen(self, learned: Learned) -> Learned:
         """With the method that suits the examples best, where that was asked for."""

@@ -207,6 +207,18 @@ def memberships(y: Tensor, n_classes: int) -> Tensor:
     return y.unsqueeze(1) == torch.arange(n_classes, device=y.device)
 
 
+def places_in_class(y: Tensor) -> Tensor:
+    """The place of each row among those of its class, from 0: int64 [S] of labels y [S], all from 0.
+
+    >>> places_in_class(torch.tensor([1, 0, 1, 1]))
+    tensor([0, 0, 1, 2])
+    """
+    order, counts = y.argsort(stable=True), y.bincount()
+    place = torch.empty_like(y)
+    place[order] = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[y[order]]
+    return place
+
+
 class Examples(NamedTuple):
     """A support set kept whole, as a state. x: [S, D]; y: int64 [S], below 0 for padding; present: bool [N].
 

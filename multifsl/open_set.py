@@ -15,7 +15,7 @@ for the item as a whole is the largest of them (for `energy` their log-sum-exp).
                  of each (symmetric normalisation of speaker verification; Matejka et al. 2017). It needs a cohort.
     gp           Gaussian process regression onto one-hot labels, kernel exp(4 (cos - 1)), noise 0.3, with the cohort's items as
                  examples of no class; far from all examples it falls to 0.
-    mixed        whitened + gp, the default: the best over development sets of the three modalities (docs/recognition.md).
+    mixed        whitened + gp, the default, chosen on development sets of the three modalities (docs/recognition.md).
 
 Shape letters: S examples, N classes, Q queries, B cohort items, D embedding width.
 """
@@ -28,7 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multifsl.errors import MultifslError
-from multifsl.functional import class_sums, full_precision, highest_precision, memberships, solve_positive
+from multifsl.functional import (
+    class_sums,
+    full_precision,
+    highest_precision,
+    memberships,
+    places_in_class,
+    solve_positive,
+)
 
 COHORT = 1000  # of its items, as many are looked at
 EXACT = 2000  # examples up to which a Gaussian process is worth its price, which grows with their cube
@@ -72,10 +79,8 @@ class NearestNeighbours(Score):
     k = 3
 
     def __init__(self, z: Tensor, y: Tensor, n: int, cohort: Tensor | None) -> None:
-        order = y.argsort(stable=True)
         counts = y.bincount(minlength=n)
-        self.z, self.y, self.n = _unit(z)[order], y[order], n
-        self.place = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[self.y]  # among its class's
+        self.z, self.y, self.n, self.place = _unit(z), y, n, places_in_class(y)
         self.most = int(counts.max())
         self.used = counts.clamp(max=self.k)
 

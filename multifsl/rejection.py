@@ -29,7 +29,7 @@ from scipy import stats
 from torch import Tensor
 
 from multifsl.errors import MultifslError
-from multifsl.functional import full_precision, highest_precision
+from multifsl.functional import full_precision, highest_precision, places_in_class
 from multifsl.open_set import COHORT, EXACT, SCORES, Mixed, Score, Whitened
 from multifsl.options import check_choice
 
@@ -88,13 +88,12 @@ class Rejection:
 
 class Trials(NamedTuple):
     """Scores of examples whose class was left out: overall [S'], and against each other class [S', N], NaN for their own;
-    and of examples that were left out alone: overall [S'] (empty where no class has two). `label`: theirs."""
+    `label`: theirs. `known`: overall scores [S''] of examples that were left out alone (none where no class has two)."""
 
     unknown: np.ndarray
     pairs: np.ndarray
     label: np.ndarray
     known: np.ndarray
-    known_label: np.ndarray
 
     @property
     def alike(self) -> np.ndarray:
@@ -144,9 +143,8 @@ def learn_rejection(
         kind = Whitened
     z = full_precision(z)
     held: Tensor | None = None
-    if (
-        cohort is not None
-    ):  # one half to learn from, the other, of other classes where it is sorted, to set the threshold by
+    if cohort is not None:
+        # One half to learn from, the other, of other classes where they are sorted, to set the threshold by.
         most = min(len(cohort), 2 * COHORT)
         chosen = torch.linspace(0, len(cohort) - 1, most, dtype=torch.float64).round().long()
         cohort = full_precision(cohort[chosen.to(cohort.device)])
@@ -187,7 +185,7 @@ def _trials(kind: type[Score], z: Tensor, y: Tensor, n: int, cohort: Tensor | No
     """Classes left out by tenths (one by one up to ten), and examples by fifths, until enough were."""
     rng, labels = np.random.default_rng(0), y.cpu().numpy()
     unknown, pairs, known = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
-    whose, known_whose = list[np.ndarray](), list[np.ndarray]()
+    whose = list[np.ndarray]()
     if n > 1:
         group = rng.permutation(n) % min(FOLDS, n)
         groups = int(group.max()) + 1
@@ -204,27 +202,21 @@ def _trials(kind: type[Score], z: Tensor, y: Tensor, n: int, cohort: Tensor | No
                 unknown.append(learned.overall(scores).cpu().numpy())
                 pairs.append(row)
                 whose.append(labels[part])
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels, minlength=n)
-    place = np.empty(len(labels), dtype=np.int64)
-    place[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place, counts = places_in_class(y).cpu().numpy(), np.bincount(labels, minlength=n)
     folds = int(min(5, counts.max()))
     for f in range(folds if folds > 1 else 0):
         out = (place % np.minimum(folds, counts)[labels] == f) & (counts[labels] > 1)
-        if not out.any() or sum(map(len, known_whose)) >= ENOUGH:
+        if not out.any() or sum(map(len, known)) >= ENOUGH:
             continue
         learned = kind(z[_mask(~out, z)], _index(labels[~out], z), n, cohort)
         for part in _some(np.flatnonzero(out), rng, ENOUGH):
             known.append(learned.overall(learned(z[_index(part, z)])).cpu().numpy())
-            known_whose.append(labels[part])
 
     def joined(parts: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(parts) if parts else np.zeros(0)
 
     table = np.concatenate(pairs) if pairs else np.zeros((0, n))
-    return Trials(
-        joined(unknown), table, joined(whose).astype(np.int64), joined(known), joined(known_whose).astype(np.int64)
-    )
+    return Trials(joined(unknown), table, joined(whose).astype(np.int64), joined(known))
 
 
 def _some(rows: np.ndarray, rng: np.random.Generator, most: int) -> Iterator[np.ndarray]:

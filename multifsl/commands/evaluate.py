@@ -214,7 +214,7 @@ def report(
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def _say_of_file(file: Any) -> None:
+def _say_of_file(file: Path | None) -> None:
     """Of options that a file of episodes overrules."""
     say(f"the episodes are those of {file}: ways, shots, queries and seed are its own")
 

@@ -111,7 +111,7 @@ def enroll(
     """Add examples of a new or a known class to a model."""
     classifier = _load(model, device, allow_download)
     own = _own_label(classifier, label)
-    classifier.partial_fit(items, [own] * len(items))
+    classifier.enroll(own, items)
     classifier.save(model, overwrite=True)
     print(
         f"{model}: {label} has {count(classifier.counts_[own], 'example')}; {count(len(classifier.classes_), 'class')}"
