@@ -78,7 +78,7 @@ SLOW = 100_000_000  # comparisons that take more than a second or two
 FRESH = 2.0  # seconds: a file this young may yet change without its time showing it
 
 NEUTRAL = {  # arguments of tasks that choose no classes; path: compared as that of the data set
-    *("path", "speeds", "chunk_seconds", "microphone", "rotations", "description"),
+    *("path", "speeds", "two_parts", "chunk_seconds", "microphone", "rotations", "description"),
     *("text", "item", "group", "group_by", "part", "revision"),
 }
 FILES = ("path", "splits")  # arguments of tasks that may name a file

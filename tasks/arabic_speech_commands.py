@@ -6,11 +6,13 @@ spotting", Engineering Applications of Artificial Intelligence, 2021. Licence: C
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from multifsl.download import Get, archived
 from multifsl.errors import BadFile, MultifslError
-from multifsl.task import Items, Source, Task
+from multifsl.task import Items, Source, Task, check_split
+from multifsl.tasks._audio import at_speeds, check_speeds
 from multifsl.tasks._files import File, build, data_file
 from multifsl.tasks._folders import clips
 from multifsl.tasks._official import as_flac, write_clips
@@ -44,14 +46,19 @@ class ArabicSpeechCommands(Task):
         megabytes=384,  # unpacked; the server does not announce how long the archive is
     )
 
-    def __init__(self, *, by: str = "speaker") -> None:
+    def __init__(self, *, by: str = "speaker", two_parts: bool = False, speeds: Sequence[float] = (1.0,)) -> None:
         if by not in ("speaker", "keyword"):
             raise MultifslError(f"by must be 'speaker' or 'keyword', not {by!r}")
-        self.by = by
+        self.by, self.two_parts, self.speeds = by, two_parts, check_speeds(speeds)
+        if by == "keyword" and (two_parts or self.speeds != (1.0,)):
+            raise MultifslError("two_parts and speeds are about speakers; with by='keyword', leave them out")
 
     def items(self, split: str) -> Items:
+        check_split(split)
         folder = self.folder("speakers_arabic")
         by_speaker = self.by == "speaker"
+        if self.two_parts and split == "val":
+            raise MultifslError("split 'val' has no class: with two_parts, its speakers are in the test split")
         classes: dict[str, list[File]] = {}
         groups: dict[File, tuple[str, ...]] = {}
         for speaker, files in clips(folder).items():
@@ -61,8 +68,11 @@ class ArabicSpeechCommands(Task):
                     raise BadFile(f"{file} is not named <keyword>_<round>")
                 classes.setdefault(speaker if by_speaker else keyword, []).append(file)
                 groups[file] = (speaker, number) if by_speaker else (speaker,)
-        names = select(split, classes, splits=data_file(folder, OFFICIAL) if by_speaker else None)
-        return build({name: classes[name] for name in names}, lambda _, file: groups[file])
+        official = data_file(folder, OFFICIAL) if by_speaker else None
+        parts = ("val", "test") if self.two_parts and split == "test" else (split,)
+        names = sorted(name for part in parts for name in select(part, classes, splits=official))
+        items = build({name: classes[name] for name in names}, lambda _, file: groups[file])
+        return at_speeds(items, self.speeds, split)
 
     @classmethod
     def download(cls, folder: Path, get: Get) -> None:

@@ -540,6 +540,22 @@ def test_arabic_groups(tmp_path: Path) -> None:
         ArabicSpeechCommands(by="word")
 
 
+def test_arabic_in_two_parts(tmp_path: Path) -> None:
+    make_arabic(tmp_path)
+    three, two = (rooted(ArabicSpeechCommands(two_parts=parts), tmp_path) for parts in (False, True))
+    assert two.items("train").class_names == three.items("train").class_names
+    assert two.items("test").class_names == sorted(
+        n for split in ("val", "test") for n in three.items(split).class_names
+    )
+    with pytest.raises(MultifslError, match="split 'val' has no class"):
+        two.items("val")
+    fast = rooted(ArabicSpeechCommands(two_parts=True, speeds=(1.0, 1.1)), tmp_path)
+    assert len(fast.items("train").class_names) == 2 * len(two.items("train").class_names)
+    assert fast.items("test").class_names == two.items("test").class_names
+    with pytest.raises(MultifslError, match="about speakers"):
+        ArabicSpeechCommands(by="keyword", two_parts=True)
+
+
 def test_arabic_wrong_names(tmp_path: Path) -> None:
     folder = make_clips(tmp_path / "speakers_arabic", lambda _: ["zoom"])
     with pytest.raises(BadFile, match=r"zoom\.flac is not named <keyword>_<round>"):
