@@ -28,6 +28,7 @@ QUIETEST = 0.1  # of the audible frames are taken for noise
 GAP, LEAST = 10, 6  # frames
 AROUND = 4_000  # samples kept before and after speech
 WHOLE = 25_600  # samples; no longer clip is cut
+SHORT = 4_000  # samples; in fewer, the loudest tenth of a second has hardly anything to stand over
 DITHER = 3  # of 32,768; a beginning and an end that are no louder are digital silence
 FULL, CLIPPED = 32_700, 0.005  # of 32,768, and the share of samples from there on
 
@@ -59,6 +60,10 @@ def load_speech(item: Any) -> tuple[np.ndarray, float]:
         )
     inner = without_silent_ends(wave)
     spans, contrast = speech_spans(inner)
+    if not spans and len(wave) < SHORT:
+        raise BadItem(
+            f"{name}: too short: {len(wave) / SAMPLE_RATE:.2f} s, in which no speech was found; give a second or more of it"
+        )
     if not spans:
         raise BadItem(
             f"{name}: no speech found in {len(wave) / SAMPLE_RATE:.1f} s: the loudest tenth of a second stands {contrast:.0f} dB "

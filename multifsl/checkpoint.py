@@ -6,10 +6,12 @@ unpickled, and no code, name or path in a file is followed.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +22,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as bytes_to_tensors
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from multifsl.encoder import Encoder, no_downloads
 from multifsl.errors import BadFile, MultifslError
 from multifsl.functional import digest
+from multifsl.lock import locked
 from multifsl.method import Method
 from multifsl.options import check_choice
 from multifsl.registry import build, filled_in, find, names, parse, resolved
@@ -33,6 +37,7 @@ from multifsl.shipped import SHIPPED, is_shipped, model_names, run_folder
 
 SCHEMA = 1
 MAX_JSON_BYTES = 64 * 2**20
+ATTEMPTS = 100  # at reading a folder that is replaced meanwhile
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -52,13 +57,21 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_folder(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
-    """Make a folder whole: written beside its place, then moved into it; the old one goes last."""
+    """Make a folder whole: written beside its place, then moved into it; the old one goes last. Under the folder's lock."""
     given, path = path, Path(os.path.realpath(path))  # a link stays, what it leads to is replaced
-    recover(path)
-    if path.exists() and not overwrite:
-        raise MultifslError(f"{given} exists already; choose another place, or overwrite it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MultifslError(f"cannot write {given}: {error.strerror}: {error.filename}") from error
+    with locked(path):
+        recover(path)
+        if path.exists() and not overwrite:
+            raise MultifslError(f"{given} exists already; choose another place, or overwrite it")
+        _replace(path, write, given)
+
+
+def _replace(path: Path, write: Callable[[Path], None], given: Path) -> None:
+    try:
         fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new."))
     except OSError as error:
         raise MultifslError(f"cannot write {given}: {error.strerror}: {error.filename}") from error
@@ -97,9 +110,11 @@ def backup_of(path: Path) -> Path:
 
 
 def recover(path: Path) -> None:
-    """Undo a replacement that was cut off between its two moves."""
+    """Undo a replacement that was cut off, and remove what it left. For who holds the folder's lock."""
     if not path.exists() and backup_of(path).is_dir():
         os.rename(backup_of(path), path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.new.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def to_bytes(tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> bytes:
@@ -119,11 +134,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of bounded size. Raises BadFile."""
+    """A JSON object of bounded size, from a regular file, as no pipe or device is. Raises BadFile."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise BadFile(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(path.stat().st_mode):  # asked before: to open a pipe is to wait
+            raise BadFile(f"{path} is no file")
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise BadFile(f"{path} has more than {MAX_JSON_BYTES} bytes, the most that are read")
+        content = json.loads(data.decode())
     except FileNotFoundError:
         raise BadFile(f"{path.parent} lacks {path.name}") from None
     except (ValueError, RecursionError, OSError) as error:
@@ -136,8 +155,34 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_pair(folder: Path, json_name: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A JSON file and the `model.safetensors` beside it, checked against each other."""
-    recover(folder)
+    """A JSON file and the `model.safetensors` beside it, checked against each other.
+
+    Nothing is moved or written. Of a folder that is replaced meanwhile, it is the old pair or the new one.
+    """
+    old = backup_of(Path(os.path.realpath(folder)))
+    for _ in range(ATTEMPTS):
+        before = _mark(folder), _mark(old)
+        between = (
+            before[0] is None and before[1] is not None
+        )  # the two moves of a replacement, or where one was cut off
+        try:
+            return _read_pair(old if between else folder, json_name, what)
+        except MultifslError:
+            if (_mark(folder), _mark(old)) == before:
+                raise
+    raise MultifslError(f"{folder} is replaced all the time; try again when less is written to it")
+
+
+def _mark(folder: Path) -> tuple[int, int, int] | None:
+    """What differs between a folder and the one that takes its place."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read_pair(folder: Path, json_name: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not folder.is_dir():
         raise MultifslError(f"there is no {what} at {folder}")
     if not (folder / json_name).exists():
@@ -158,9 +203,21 @@ def read_pair(folder: Path, json_name: str, what: str) -> tuple[dict[str, Any], 
         raise BadFile(f"{folder} lacks {weights.name}")
     if not weights.is_file():
         raise BadFile(f"{weights} is no file")
-    if checksum(weights.read_bytes()) != info.get("sha256"):
-        raise BadFile(f"{weights} is damaged: its checksum is not the one in {json_name}")
-    return info, read_tensors(weights)[0]
+    try:
+        data = weights.read_bytes()  # at once: what is checked is what is read
+        if checksum(data) != info.get("sha256"):
+            raise BadFile(f"{weights} is damaged: its checksum is not the one in {json_name}")
+        return info, bytes_to_tensors(data)
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # a type of number that torch has not
+        if isinstance(error, MultifslError):
+            raise
+        raise BadFile(f"{weights} is damaged or is no safetensors file: {error}") from error
 
 
 def checksum(data: bytes) -> str:
@@ -170,9 +227,16 @@ def checksum(data: bytes) -> str:
 def write_pair(folder: Path, json_name: str, info: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """The pair that `read_pair` reads, weights first."""
     data = to_bytes(tensors)
+    content = json.dumps({"schema": SCHEMA, **info, "sha256": checksum(data)}, indent=2, ensure_ascii=False) + "\n"
+    try:
+        page = content.encode()
+    except UnicodeEncodeError as error:
+        near = content[max(0, error.start - 40) : error.end + 40]
+        raise MultifslError(
+            f"{json_name} is written as UTF-8, which cannot write {near!r}: rename what it names"
+        ) from None
     write_atomically(folder / "model.safetensors", data)
-    content = {"schema": SCHEMA, **info, "sha256": checksum(data)}
-    write_atomically(folder / json_name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / json_name, page)
 
 
 def versions() -> dict[str, str]:

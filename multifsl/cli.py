@@ -1,8 +1,8 @@
 """The command line: a thin layer over the Python functions.
 
 Results go to stdout; progress, notices, warnings and errors to stderr. Exit codes: 0 done, or accepted by `verify`; 2 the user's
-error, one message; 1 ours; 3 refused by `verify`; 130 and 143 stopped by Ctrl-C and SIGTERM. The commands are in
-`multifsl/commands`.
+error, one message; 1 ours, or `predict` could not read some of its items, each told on its line; 3 refused by `verify`; 130 and 143
+stopped by Ctrl-C and SIGTERM. The commands are in `multifsl/commands`.
 """
 
 import os

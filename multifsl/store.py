@@ -1,18 +1,21 @@
 """Models on disk: what a classifier has learned, as a folder.
 
-    model.json          format (see FORMAT), specs of encoder and method, labels, settings, and the checksum of the other file
+    model.json          format (see FORMAT), specs of encoder and method, labels, settings, their digest, and the checksum of the
+                        other file
     model.safetensors   support (or support.NAME, prepared items), labels, background where there is one, method.NAME: weights
 
 A folder is written whole or not at all, and replaced at once: whoever reads it, also after a crash in between, finds the old model
-or the new one. Reading runs nothing that the folder says; names in it are looked up among the plug-ins that are there already.
-Every size is checked against another: JSON before it is read, tensors by the file they are in, the width by the examples before
-anything of that width is made.
+or the new one. Who writes holds its lock (`multifsl.lock`); who reads needs none, and changes nothing. Reading runs nothing that
+the folder says; names in it are looked up among the plug-ins that are there already. Every size is bounded, or checked against
+another: JSON as it is read, tensors by the file they are in, labels by the room that they take, the width by the examples before
+anything of that width is made. What an entry says is not guessed where it is lost, nor taken where it was changed (`sealed`).
 
 Shape letters: S examples, N classes, B background items, D embedding width.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,7 @@ from torch import Tensor
 from multifsl.calibration import Calibration
 from multifsl.checkpoint import (
     build_pair,
+    checksum,
     encoder_note,
     load_own,
     own_weights,
@@ -34,16 +38,28 @@ from multifsl.checkpoint import (
 )
 from multifsl.encoder import Features
 from multifsl.episode import Inputs, map_inputs
-from multifsl.errors import BadFile, MultifslError
+from multifsl.errors import BadFile, MultifslError, some
 from multifsl.learned import Learned, learn
 from multifsl.method import Method
+from multifsl.open_set import SCORES
 from multifsl.registry import build, find, parse, resolved
+from multifsl.rejection import FEWEST
 
-FORMAT = 1  # 0: without `format`, and without rejection
+FORMAT = 2  # 1: without `digest`; 0: without `format` and `calibration`, and without rejection
 MODEL_JSON = "model.json"
 SETTINGS: dict[str, Any] = {
     "reject": None, "false_accept": 0.05, "reject_by": "mixed", "unknown_label": None, "batch_size": 64,
 }  # fmt: skip
+ENTRIES = {
+    "encoder", "method", "dim", "modality", "encoder_weights", "encoder_digest", "classes", "n_features", "calibration",
+    *SETTINGS, "versions",
+}  # fmt: skip
+DTYPES = {
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+}  # fmt: skip
+LONGEST_LABEL = 1000  # characters
+MOST_ROOM = 2**30  # bytes that the labels of all examples may take: in an array, each takes the room of the longest
 
 
 class Model(NamedTuple):
@@ -51,6 +67,45 @@ class Model(NamedTuple):
 
     learned: Learned
     settings: dict[str, Any]
+
+
+def check_label(label: Any) -> None:
+    """Raises MultifslError for a label that files or arrays cannot hold.
+
+    That is a text that is too long, or has NUL, which arrays drop at the end of a text, or what is no UTF-8, as a file's name may
+    have it; or a whole number beyond 64 bits.
+
+    >>> check_label("anna")
+    >>> check_label("a" * 1001)
+    Traceback (most recent call last):
+    multifsl.errors.MultifslError: a label may have 1000 characters; 'aaaaaaaaaaaaaaaaaaaa... has 1001
+    """
+    if isinstance(label, int) and not -(2**63) <= label < 2**63:
+        raise MultifslError(f"a label that is a whole number may have 64 bits; {label!r:.40} has {label.bit_length()}")
+    if not isinstance(label, str):
+        return
+    if len(label) > LONGEST_LABEL:
+        raise MultifslError(f"a label may have {LONGEST_LABEL} characters; {label!r:.21}... has {len(label)}")
+    if "\0" in label:
+        raise MultifslError(f"a label may not have the character NUL; {label!r:.40} has it: leave it out")
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise MultifslError(
+            f"a label must be text that UTF-8 can write, and {label!r:.40} is none: rename it"
+        ) from None
+
+
+def sealed(info: dict[str, Any]) -> dict[str, Any]:
+    """The content of a model.json with its digest, by which `load_model` finds that an entry was lost or changed.
+
+    >>> len(sealed({"reject": "auto"})["digest"])
+    64
+    """
+    own = {
+        k: v for k, v in info.items() if k not in ("schema", "sha256", "digest")
+    }  # these two have checks of their own
+    return {**info, "digest": checksum(json.dumps(own, sort_keys=True).encode())}
 
 
 def save_model(
@@ -63,7 +118,7 @@ def save_model(
     """Write a folder. An encoder goes into it where its weights are our own; published weights are named, with their digest.
 
     Raises MultifslError where `path` exists already, or, with overwrite, is no model; where a label or a setting cannot be written
-    as JSON; or where no name leads to the encoder or the method.
+    as JSON, or a label is refused by `check_label`, or a setting is none; or where no name leads to the encoder or the method.
 
     >>> import tempfile
     >>> method = build("methods", "prototypical", encoder=Features(1))
@@ -74,9 +129,9 @@ def save_model(
     {'low': 1, 'up': 1}
     """
     path, method = Path(path), learned.method
-    if path.exists() and not (path / MODEL_JSON).is_file():
-        raise MultifslError(f"{path} exists and is no model; choose another place")
     encoder, classes, x = method.encoder, learned.classes, learned.x
+    _check_settings(settings)
+    _check_labels(classes.tolist(), len(learned.labels))
     plain = isinstance(encoder, Features)
     info = {
         "format": FORMAT,
@@ -98,10 +153,16 @@ def save_model(
         **{f"method.{k}": v for k, v in own_weights(method).items()},
     }
     try:
-        json.dumps(info)
+        info = sealed(json.loads(json.dumps(info)))  # as it will be read
     except TypeError as error:
         raise MultifslError(f"labels are saved as JSON, and must be texts, numbers or truth values: {error}") from error
-    write_folder(path, lambda folder: write_pair(folder, MODEL_JSON, info, tensors), overwrite=overwrite)
+
+    def write(folder: Path) -> None:
+        if path.exists() and not (path / MODEL_JSON).is_file():  # asked under the folder's lock
+            raise MultifslError(f"{path} exists and is no model; choose another place")
+        write_pair(folder, MODEL_JSON, info, tensors)
+
+    write_folder(path, write, overwrite=overwrite)
 
 
 def load_model(path: Path | str, *, allow_download: bool = False, device: str | torch.device = "cpu") -> Model:
@@ -114,7 +175,13 @@ def load_model(path: Path | str, *, allow_download: bool = False, device: str | 
     path = Path(path)
     info, tensors = read_pair(path, MODEL_JSON, "model")
     source, weights = path / MODEL_JSON, path / "model.safetensors"
-    settings = _settings(_migrated(info, source), source)
+    info = _migrated(info, source)
+    settings = {name: info[name] for name in SETTINGS}
+    with _in_file(source):
+        _check_settings(settings)
+    strange = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
+    if strange:
+        raise BadFile(f"{weights} has numbers of a kind that no model has: {some(strange)}")
     dim: Any = info.get("dim")
     if not isinstance(info.get("method"), str) or not _is_count(dim):
         raise BadFile(f"{source} lacks the method or the width of a model")
@@ -128,6 +195,8 @@ def load_model(path: Path | str, *, allow_download: bool = False, device: str | 
     background = tensors.get("background")
     if background is not None:
         _check_width(background, dim, weights)
+        if len(background) < FEWEST:
+            raise BadFile(f"the background in {weights} has {len(background)} items; {FEWEST} or more were expected")
         background = background.to(device)
     method.to(device).eval()
     try:
@@ -146,23 +215,56 @@ def _migrated(info: dict[str, Any], source: Path) -> dict[str, Any]:
         raise MultifslError(
             f"{source} is of format {found}, written by a newer multifsl; this one reads up to {FORMAT}: update multifsl"
         )
+    if found == 0 and ("reject" in info or "digest" in info):
+        raise BadFile(f"{source} lacks its format")
+    if found >= 1 and ENTRIES - info.keys():
+        raise BadFile(
+            f"{source} lacks {some(sorted(ENTRIES - info.keys()))}: take a whole copy, or make the model anew"
+        )
+    if found >= 2 and info.get("digest") != sealed(info)["digest"]:
+        raise BadFile(
+            f"{source} was changed, by hand or by a fault, after it was written: its digest is another. Take a copy of before; "
+            "what is to differ is set in Python, and saved"
+        )
     return SETTINGS | info  # format 0 lacks what has a default, and nothing else
 
 
-def _settings(info: dict[str, Any], source: Path) -> dict[str, Any]:
-    """The settings of a page. Raises BadFile for one of the wrong type."""
-    found = {name: info[name] for name in SETTINGS}
+@contextmanager
+def _in_file(source: Path) -> Iterator[None]:
+    """What is wrong with a value is wrong with the file that has it."""
+    try:
+        yield
+    except MultifslError as error:
+        raise BadFile(f"{source}: {error}") from error
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raises MultifslError for one of the wrong type."""
     allowed: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "reject": ('"auto", a number or null', lambda v: v is None or v == "auto" or _is_number(v)),
         "false_accept": ("a number between 0 and 1", lambda v: _is_number(v) and 0 < v < 1),
-        "reject_by": ("a name", lambda v: isinstance(v, str)),
+        "reject_by": (f"one of {', '.join(SCORES)}", lambda v: isinstance(v, str) and v in SCORES),
         "unknown_label": ("a text, a number or null", lambda v: v is None or isinstance(v, str | int | float)),
         "batch_size": ("a whole number from 1", _is_count),
     }
     for name, (what, fits) in allowed.items():
-        if not fits(found[name]):
-            raise BadFile(f"{source}: {name} is {found[name]!r:.40}; {what} was expected")
-    return found
+        if not fits(settings[name]):
+            raise MultifslError(f"{name} is {settings[name]!r:.40}; {what} was expected")
+    check_label(settings["unknown_label"])
+
+
+def _check_labels(classes: list[Any], examples: int) -> None:
+    """Raises MultifslError for one that no model may have, or where those of so many examples take too much room."""
+    for label in classes:
+        check_label(label)
+        if label != label:
+            raise MultifslError("a label may not be NaN, which is equal to nothing")
+    longest = max(len(label) if isinstance(label, str) else 2 for label in classes)
+    if 4 * longest * examples > MOST_ROOM:
+        raise MultifslError(
+            f"the longest label has {longest} characters, for {examples} examples together at most {MOST_ROOM // 4 // examples} "
+            "are allowed: shorten it"
+        )
 
 
 def _method(
@@ -217,6 +319,8 @@ def _examples(tensors: dict[str, Tensor], classes: Any, dim: int | None, path: P
         raise BadFile(f"the examples in {path / 'model.safetensors'} do not fit the classes in {MODEL_JSON}")
     if dim is not None:
         _check_width(x, dim, path / "model.safetensors")
+    with _in_file(path / MODEL_JSON):
+        _check_labels(classes, len(codes))
     labels: np.ndarray = np.array(classes)[codes.numpy()]
     return x, labels
 

@@ -71,6 +71,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def say_meanwhile(text: str) -> None:
+    """What takes the next seconds, for who looks on; in a pipe, nothing."""
+    if sys.stderr.isatty():
+        say(text)
+
+
 def track(sequence: Any, description: str = "working", total: int | None = None) -> Any:
     """A progress bar on stderr; in a pipe, a line every quarter of a minute."""
     from rich.progress import track as rich_track

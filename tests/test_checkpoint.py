@@ -4,6 +4,7 @@ import json
 import os
 import random
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def test_recover_after_a_cut_between_the_two_moves(tmp_path: Path) -> None:
     cut_off(path)
     recover(path)
     assert tree(path) == {"a": b"old", "b": b"old"}
-    assert not backup_of(path).exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
     recover(path)  # again: nothing to do
     recover(tmp_path / "nowhere")
     assert (path / "a").read_text() == "old"
@@ -177,14 +178,48 @@ def test_recover_after_a_cut_between_the_two_moves(tmp_path: Path) -> None:
     assert (path / "a").read_text() == "newer"
 
 
-def test_reading_recovers(tmp_path: Path) -> None:
-    path = tmp_path / "model"
-    tensors = {"x": torch.arange(3.0)}
-    write_folder(path, lambda f: write_pair(f, "model.json", {"a": 1}, tensors), overwrite=False)
-    os.rename(path, backup_of(path))
+def pair(number: int) -> Callable[[Path], None]:
+    return lambda folder: write_pair(folder, "model.json", {"a": number}, {"x": torch.full((3,), float(number))})
+
+
+def is_pair(path: Path, number: int) -> None:
     info, read = read_pair(path, "model.json", "model")
-    assert info["a"] == 1
-    torch.testing.assert_close(read["x"], tensors["x"])
+    assert info["a"] == number
+    torch.testing.assert_close(read["x"], torch.full((3,), float(number)))
+
+
+def test_a_reader_between_the_two_moves_moves_nothing(tmp_path: Path) -> None:
+    """It may be a crash, or a writer at work: the reader cannot know."""
+    path = tmp_path / "model"
+    write_folder(path, pair(1), overwrite=False)
+    (tmp_path / "link").symlink_to("model")
+    cut_off(path)
+    before = tree(tmp_path)
+    tmp_path.chmod(0o555)
+    is_pair(path, 1)
+    is_pair(tmp_path / "link", 1)
+    tmp_path.chmod(0o755)
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old JSON is never taken with the new weights: the new pair is read, or, where that never ends, an error says so."""
+    path, real, numbers = tmp_path / "model", read_json, iter(range(2, 5))
+    write_folder(path, pair(1), overwrite=False)
+
+    def replacing(file: Path) -> dict[str, Any]:
+        info = real(file)
+        for number in numbers:
+            write_folder(path, pair(number), overwrite=True)
+            break
+        return info
+
+    monkeypatch.setattr(checkpoint, "read_json", replacing)
+    is_pair(path, 4)
+    numbers = iter(range(5, 500))
+    with pytest.raises(MultifslError, match="is replaced all the time"):
+        read_pair(path, "model.json", "model")
+    assert next(numbers) == 5 + checkpoint.ATTEMPTS
 
 
 def test_a_folder_that_a_cut_hid_is_not_overwritten_unasked(tmp_path: Path) -> None:
@@ -277,8 +312,23 @@ def test_json_of_any_size_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "x.json").write_text('{"a": 1}')
     assert read_json(tmp_path / "x.json") == {"a": 1}
     monkeypatch.setattr(checkpoint, "MAX_JSON_BYTES", 7)
-    with pytest.raises(BadFile, match="8 bytes; at most 7"):
+    with pytest.raises(BadFile, match="more than 7 bytes"):
         read_json(tmp_path / "x.json")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs devices and pipes that are files")
+def test_json_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("zero.json", "pipe.json", "."):
+        with pytest.raises(BadFile, match="is no file"):
+            read_json(tmp_path / name)
+
+
+def test_what_utf_8_cannot_write_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MultifslError, match=r"cannot write .*photos\\udcff"):
+        write_pair(tmp_path, "run.json", {"task": "images('photos\udcff')"}, {})
+    assert tree(tmp_path) == {}
 
 
 def test_weights_that_do_not_fit_change_nothing() -> None:

@@ -24,7 +24,9 @@ from multifsl import __version__, cli, evaluation
 from multifsl.classifier import FewShotClassifier
 from multifsl.commands import shared
 from multifsl.commands import train as training_commands
+from multifsl.commands.learn import _told_reliability
 from multifsl.errors import BadItem
+from multifsl.store import sealed
 from tests.test_classifier import clip, picture, tiny_bert
 
 CONV4 = "conv4(width=8, norm='group', channels=3)"
@@ -662,10 +664,18 @@ def test_a_bad_item_given_by_hand_is_an_error(run: Run, world: World, name: str)
     model = world.model(modality)
     before = hashes(model)
     for args in (["enroll", model, "new", good, f"bad/{name}"], ["enroll", model, "new", f"bad/{name}", good],
-                 ["predict", model, good, f"bad/{name}"]):  # fmt: skip
+                 ["predict", model, f"bad/{name}", f"bad/{name}"]):  # fmt: skip
         fails(run(*args), re.escape(f"bad/{name}"))
         assert hashes(model) == before
-    works(run("predict", model, good))
+    _, answer = works(run("predict", model, good)).out.splitlines()
+    some = run("predict", model, good, f"bad/{name}", good)
+    assert (some.code, some.err.splitlines()[-1]) == (1, "error: 1 of 3 items cannot be read")
+    _, first, bad, last = some.out.splitlines()
+    assert re.fullmatch(rf"bad/{name} +- +error: .*bad/{name}.*", bad)
+    assert first.split() == last.split() == answer.split()
+    results = json.loads(run("predict", model, f"bad/{name}", good, "--json", "-").out)["results"]
+    assert [row["label"] for row in results] == [None, answer.split()[-2]]
+    assert name in results[0]["error"] and "error" not in results[1]
 
 
 def test_bad_images_in_a_folder_are_skipped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -753,6 +763,18 @@ def test_a_label_that_is_not_there(run: Run, world: World) -> None:
         assert hashes(world.model(modality)) == before
 
 
+@pytest.mark.parametrize(("label", "says"), [("a" * 1001, "1000 characters; 'a+... has 1001"), ("a\0", "NUL")])
+def test_a_label_that_no_model_may_have(run: Run, world: World, label: str, says: str) -> None:
+    model = world.model("text")
+    before = hashes(model)
+    fails(run("enroll", model, label, "the cat"), says)
+    fails(run("rename", model, "cat", label), says)
+    assert hashes(model) == before
+    data = write_lines(Path("labels.jsonl"), [*TEXTS, {"text": "the cow", "label": label}])
+    fails(run("fit", data, "other", "--encoder", "transformer('nowhere')"), says)
+    assert not Path("other").exists()
+
+
 def test_the_last_class_stays(run: Run, world: World) -> None:
     model = world.model("speech")
     works(run("forget", model, "anna"))
@@ -798,7 +820,9 @@ def damaged(model: Path, how: str) -> None:
     elif how == "newer":
         info.write_text(json.dumps({**json.loads(info.read_text()), "schema": 99}))
     elif how == "expression":
-        info.write_text(json.dumps({**json.loads(info.read_text()), "encoder": "conv4(width=open('mark', 'w'))"}))
+        info.write_text(
+            json.dumps(sealed({**json.loads(info.read_text()), "encoder": "conv4(width=open('mark', 'w'))"}))
+        )
     elif how == "no encoder":
         info.write_text(json.dumps({k: v for k, v in json.loads(info.read_text()).items() if k != "encoder"}))
 
@@ -873,8 +897,42 @@ def test_a_fit_that_rejects_tells_how_well(run: Run, tmp_path: Path, monkeypatch
     ]
     assert "unknown below a score of 0.250\n" in rejecting(run, "--reject", 0.25).out
     assert FewShotClassifier.load("model").reject == 0.25
+    assert "more than half" not in rejecting(run, "--reject", -9).out
+    assert "refused: fit with a lower --reject, or give more examples\n" in rejecting(run, "--reject", 99).out
     assert rejecting(run).out == "model: 3 classes from 12 examples\n"
     assert FewShotClassifier.load("model").reject is None
+
+
+def test_a_fit_says_on_a_terminal_what_takes_its_time(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"))
+    assert "..." not in rejecting(run).err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    told = rejecting(run).err
+    assert 0 <= told.index("loading the encoder ...") < told.index("learning from 12 items ...")
+
+
+@pytest.mark.parametrize(
+    ("reject", "asked", "says"),
+    [
+        ("auto", 0.05, "a higher --false-accept, such as 0.2, or"),
+        ("auto", 0.2, "a higher --false-accept, or"),
+        (9.0, 0.05, "a lower --reject, or"),
+    ],
+)
+def test_more_than_half_refused_comes_with_what_to_do(reject: Any, asked: float, says: str) -> None:
+    """Classes that hardly differ: of their own items a threshold refuses nearly as many as of others."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(24, 8)) + np.repeat(rng.normal(size=(6, 8)) / 2, 4, axis=0)
+    model = FewShotClassifier(reject=reject, false_accept=asked).fit(X, np.repeat(list("abcdef"), 4))
+    refuse = model.reliability_.false_reject
+    assert refuse is not None and refuse.estimate > 0.5
+    assert (
+        f"  more than half of your own items would be refused: fit with {says} give more examples"
+        in _told_reliability(model)
+    )
 
 
 def test_a_fit_that_cannot_reject_says_why(run: Run, world: World) -> None:

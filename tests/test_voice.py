@@ -94,6 +94,12 @@ def test_what_holds_no_speech_is_told(kind: str) -> None:
         load_speech((wave, RATE))
 
 
+@pytest.mark.parametrize("seconds", [0.1, 0.2])
+def test_a_clip_too_short_to_tell_is_told_as_such(seconds: float) -> None:
+    with pytest.raises(BadItem, match=rf"a clip of .*: too short: {seconds:.2f} s, in which no speech was found"):
+        load_speech((talk(seconds, [(0.0, 1.0)]), RATE))
+
+
 def test_silence_is_told_as_such() -> None:
     with pytest.raises(BadItem, match="silent"):
         load_speech((np.zeros(RATE), RATE))

@@ -2,14 +2,17 @@
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from multifsl.commands.shared import AllowDownload, Debug, Device, Json, Modality, Overwrite, Plugin, count
-from multifsl.errors import MultifslError
-from multifsl.terminal import lines, say, show_table, track, write_json
+from multifsl.errors import BadItem, MultifslError
+from multifsl.lock import locked
+from multifsl.terminal import lines, say, say_meanwhile, show_table, track, write_json
 
 if TYPE_CHECKING:
     from multifsl.classifier import FewShotClassifier
@@ -64,10 +67,14 @@ def fit(
     if model.exists() and not overwrite:
         raise MultifslError(f"{model} exists already; choose another place, or give --overwrite")
     task = _own_task(data, modality, text_column, label_column)
+    say_meanwhile("loading the encoder ...")
     from multifsl.classifier import FewShotClassifier
     from multifsl.evaluation import DEFAULT_METHOD
+    from multifsl.store import check_label
 
     items = task.items("all")
+    for name in items.class_names:
+        check_label(name)
     others = None if background is None else _own_task(background, modality, text_column, label_column)
     if others is not None and others.modality != task.modality:
         raise MultifslError(f"the background has {others.modality} items, but the data are {task.modality} items")
@@ -109,10 +116,9 @@ def enroll(
     debug: Debug = False,
 ) -> None:
     """Add examples of a new or a known class to a model."""
-    classifier = _load(model, device, allow_download)
-    own = _own_label(classifier, label)
-    classifier.enroll(own, items)
-    classifier.save(model, overwrite=True)
+    with _changing(model, device, allow_download) as classifier:
+        own = _own_label(classifier, label)
+        classifier.enroll(own, items)
     print(
         f"{model}: {label} has {count(classifier.counts_[own], 'example')}; {count(len(classifier.classes_), 'class')}"
     )
@@ -127,8 +133,8 @@ def forget(
     debug: Debug = False,
 ) -> None:
     """Remove a class and its examples from a model."""
-    classifier = _load(model, device, allow_download)
-    classifier.forget(_own_label(classifier, label)).save(model, overwrite=True)
+    with _changing(model, device, allow_download) as classifier:
+        classifier.forget(_own_label(classifier, label))
     print(f"{model}: forgot {label}; {count(len(classifier.classes_), 'class')}")
 
 
@@ -142,8 +148,8 @@ def rename(
     debug: Debug = False,
 ) -> None:
     """Give a class of a model another label."""
-    classifier = _load(model, device, allow_download)
-    classifier.rename(_own_label(classifier, old), _own_label(classifier, new)).save(model, overwrite=True)
+    with _changing(model, device, allow_download) as classifier:
+        classifier.rename(_own_label(classifier, old), _own_label(classifier, new))
     print(f"{model}: {old} is now {new}")
 
 
@@ -219,7 +225,7 @@ def predict(
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
-    """Say which class each item is of."""
+    """Say which class each item is of; where some cannot be read, why, and the exit code is 1."""
     chosen = [*(items or []), *(lines(file) if file is not None else [])]
     if not chosen:
         raise MultifslError("nothing to predict: give items, or --file with one item a line")
@@ -228,15 +234,11 @@ def predict(
     if json_ is not None:
         write_json({"schema": 1, "results": results}, json_)
     if json_ != "-":
-        rows = [
-            (
-                row["item"],
-                str(row["label"]),
-                f"{row['probability']:.3f}" if row["known"] else f"(nearest: {row['best'][0]['label']})",
-            )
-            for row in results
-        ]
-        show_table(("item", "label", "probability"), rows)
+        show_table(("item", "label", "probability"), [_told_prediction(row) for row in results])
+    unread = sum("error" in row for row in results)
+    if unread:
+        say(f"error: {unread} of {count(len(results), 'item')} cannot be read")
+        raise typer.Exit(1)
 
 
 def demo(device: Device = "auto", json_: Json = None, debug: Debug = False) -> None:
@@ -304,7 +306,12 @@ def _fit(classifier: "FewShotClassifier", items: "Items", task: "Task", backgrou
         raise MultifslError(
             f"the encoder {resolved(encoder)!r} reads {encoder.modality} items, but the data are {task.modality} items"
         )
-    classifier.fit_items(items, background=background, progress=track)
+
+    def progress(sequence: Any, description: str, total: int | None) -> "Iterator[Any]":
+        yield from track(sequence, description, total)
+        say_meanwhile(f"learning from {count(total or 0, 'item')} ...")  # embedded in large blocks: no bar would move
+
+    classifier.fit_items(items, background=background, progress=progress)
 
 
 def _load(model: Path, device: str, allow_download: bool) -> "FewShotClassifier":
@@ -317,8 +324,20 @@ def _load(model: Path, device: str, allow_download: bool) -> "FewShotClassifier"
     return classifier
 
 
+@contextmanager
+def _changing(model: Path, device: str, allow_download: bool) -> "Iterator[FewShotClassifier]":
+    """A model that is saved at the end, unless there is an error; meanwhile no other process changes it."""
+    with locked(model):
+        classifier = _load(model, device, allow_download)
+        yield classifier
+        classifier.save(model, overwrite=True)
+
+
 def _own_label(classifier: "FewShotClassifier", label: str) -> Any:
     """The label in the model's own type: a text, or a number where its labels are numbers."""
+    from multifsl.store import check_label
+
+    check_label(label)
     if classifier.classes_.dtype.kind in "US":
         return label
     try:
@@ -359,6 +378,10 @@ def _told_reliability(classifier: "FewShotClassifier", most: int = 5) -> list[st
     ):
         if rate is not None:
             told.append(f"  {what}: {rate}, estimated")
+    if found.false_reject is not None and found.false_reject.estimate > 0.5:
+        asked = "--false-accept, such as 0.2" if classifier.false_accept < 0.2 else "--false-accept"
+        other = f"a higher {asked}" if classifier.reject in (None, "auto") else "a lower --reject"
+        told.append(f"  more than half of your own items would be refused: fit with {other}, or give more examples")
     for first, second, share in found.overlaps[:most]:
         told.append(f"  {first} and {second} overlap: {share:.0%} of one's examples would pass as the other's")
     if len(found.overlaps) > most:
@@ -366,7 +389,35 @@ def _told_reliability(classifier: "FewShotClassifier", most: int = 5) -> list[st
     return [*told, *(f"  {note}" for note in found.notes)]
 
 
-def _predictions(classifier: "FewShotClassifier", items: list[str], best: int = 5) -> list[dict[str, Any]]:
+def _predictions(classifier: "FewShotClassifier", items: list[str]) -> list[dict[str, Any]]:
+    """A row for each item; for one that cannot be read, while others can, with the reason under `error`."""
+    try:
+        return _answers(classifier, items)
+    except BadItem:
+        unread = _unread(classifier, items)
+        if len(unread) in (0, len(items)):
+            raise
+    answers = iter(_answers(classifier, [item for i, item in enumerate(items) if i not in unread]))
+    empty: dict[str, Any] = {"label": None, "probability": None, "known": False, "best": []}
+    return [
+        {"item": item, **empty, "error": unread[i]} if i in unread else next(answers) for i, item in enumerate(items)
+    ]
+
+
+def _unread(classifier: "FewShotClassifier", items: list[str]) -> dict[int, str]:
+    """The places of the items that cannot be read, and why."""
+    method = classifier.method_
+    read = method.encoder.windows if method.takes_embeddings else method.encoder.load
+    found = {}
+    for i, item in enumerate(track(items, description="reading items", total=len(items))):
+        try:
+            read(item)
+        except BadItem as error:
+            found[i] = str(error)
+    return found
+
+
+def _answers(classifier: "FewShotClassifier", items: list[str], best: int = 5) -> list[dict[str, Any]]:
     answers, labels = classifier.predict_all(items), classifier.classes_.tolist()
     results = []
     for i, (item, row) in enumerate(zip(items, answers.probabilities, strict=True)):
@@ -379,3 +430,10 @@ def _predictions(classifier: "FewShotClassifier", items: list[str], best: int = 
             found["score"] = float(answers.scores[i])
         results.append(found)
     return results
+
+
+def _told_prediction(row: dict[str, Any]) -> tuple[str, str, str]:
+    if "error" in row:
+        return row["item"], "-", f"error: {row['error']}"
+    told = f"{row['probability']:.3f}" if row["known"] else f"(nearest: {row['best'][0]['label']})"
+    return row["item"], str(row["label"]), told
