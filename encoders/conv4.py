@@ -69,7 +69,8 @@ class Conv4(Encoder):
         assert isinstance(x, Tensor)
         x = x.to(next(self.parameters()).dtype) / 255
         if torch._C._functorch.peek_interpreter_stack() is None:  # vmap cannot ask for a memory format
-            x = x.contiguous(memory_format=torch.channels_last)
+            # Of one channel, `contiguous` would leave strides that are read as either format, and adapted weights read the wrong.
+            x = x.clone(memory_format=torch.channels_last)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(F.max_pool2d(norm(conv(x)), 2))  # ReLU and max commute exactly; a quarter of the ReLUs is left
         return x.flatten(1)
