@@ -11,6 +11,9 @@ ordinary first-order one, and one vector-Jacobian product leads back through the
 by their own. At evaluation `batch_norm` decides: "support", by the statistics of the support set under the adapted weights
 (inductive), or "query", by their own (transductive, as many published numbers are).
 
+**Threads.** While it runs, a method puts weights in the place of its encoder's, and layers into another mode: nothing else may use
+these modules meanwhile. A classifier gives each pass modules of its own (`multifsl.learned`).
+
 Shape letters: T tasks, S support items, Q queries, N ways, D embedding width, `*` the shape of one item.
 """
 

@@ -37,9 +37,9 @@ from multifsl.options import check_choice
 from multifsl.registry import build, resolved
 from multifsl.rejection import FEWEST, Overlap, Rejection, Reliability, check_share
 from multifsl.shipped import SHIPPED
-from multifsl.store import SETTINGS, load_model, save_model
+from multifsl.store import SETTINGS, check_label, load_model, save_model
 from multifsl.task import Items
-from multifsl.windows import warn_of_little_speech
+from multifsl.windows import Windows, warn_of_little_speech
 
 
 class _Noted:
@@ -66,7 +66,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         saved model keeps the one that it had.
     reject : None, "auto", or a number
         When to answer `unknown_label`: never; where `score_samples` falls short of a threshold that keeps to `false_accept`, set by
-        the examples and a background (`multifsl.rejection`); or short of this number.
+        the examples and a background (`multifsl.rejection`); or short of this number. With None it is a classifier as scikit-learn
+        has them; else a class may not have the label of unknown items, such as -1.
     false_accept : float
         The share of items of no known class that may be taken for known ones.
     reject_by : the open-set score, see `multifsl.open_set`.
@@ -171,7 +172,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         x = map_inputs(lambda leaf: leaf.to(where), x)
         others = None
         if background is not None:
-            others, _ = embed_items(method.encoder, background, batch_size=self.batch_size, progress=progress)
+            others, _ = embed_items(
+                method.encoder,
+                background,
+                batch_size=self.batch_size,
+                progress=progress,
+                seconds=[] if method.takes_embeddings else None,  # as the items
+            )
             check_finite(others, background.items)
             others = _enough(full_precision(others).to(where))
         labels = np.array(items.class_names)[kept.labels]
@@ -194,12 +201,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> model.enroll("left", [[-1.0, 0.0], [-2.0, 0.1]]).counts_
         {'left': 2, 'right': 1, 'up': 1}
         """
-        return self._learn(X, _Same(_plain(label)))
+        return self._learn(X, _Same(_label(label)))
 
     def forget(self, label: Any) -> Self:
         """Forget a class and its examples. Raises MultifslError where there is no such class, or no other one would be left."""
         with self._writing:
-            self._take(self._now.without(_plain(label)))
+            self._take(self._now.without(_label(label)))
         return self
 
     def rename(self, old: Any, new: Any) -> Self:
@@ -210,7 +217,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         array(['east', 'up'], dtype='<U4')
         """
         with self._writing:
-            self._take(self._now.renamed(_plain(old), _plain(new)))
+            self._take(self._now.renamed(_label(old), _label(new)))
         return self
 
     # ---- what was learned ----
@@ -295,7 +302,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> model.predict_set([[0.0, 2.0]])
         [['up']]
         """
-        now = self._now
+        now, alpha = self._now, _plain(alpha)
         fitted, names = now.calibrated, now.classes.tolist()
         found: list[list[Any]] = []
         for x in self._queries(now, X):
@@ -308,7 +315,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: Any) -> np.ndarray:
         """How much each item looks like one of any known class, [Q]; larger is more alike (`multifsl.open_set`, `reject_by`)."""
         now = self._now
-        rejection = self._rejection(now)
+        rejection = self._rejection(now, reject=0.0 if now.alone else None)  # a score needs no threshold
         parts = [rejection.known(now.embedded(x, self.batch_size))[0] for x in self._queries(now, X)]
         scores: np.ndarray = torch.cat(parts).cpu().double().numpy()
         return scores
@@ -322,7 +329,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> model.verify("up", [0.0, 2.0]).accepted, model.verify("up", [2.0, -1.0]).accepted
         (True, False)
         """
-        now, label = self._now, _plain(label)
+        now, label = self._now, _label(label)
         place = now.place_of(label)
         rejection = self._rejection(now)
         if math.isnan(rejection.claim):
@@ -341,7 +348,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         It holds the support set (embeddings, or, where the method adapts the encoder, prepared items), and the encoder where its
         weights are our own; published weights are named, with their revision. Raises MultifslError where `path` exists already.
         """
-        save_model(path, self._now, {name: getattr(self, name) for name in SETTINGS}, overwrite=overwrite)
+        save_model(path, self._now, {name: _plain(getattr(self, name)) for name in SETTINGS}, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: Path | str, *, allow_download: bool = False, device: str = "auto") -> Self:
@@ -370,18 +377,27 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         way: int | None = None,
         device: str = "auto",
         allow_download: bool = False,
+        reject: Literal["auto"] | float | None = None,
+        false_accept: float = 0.05,
     ) -> Self:
         """A classifier, not yet fitted, on the encoder and the method of a training run: its folder, or "model:NAME".
 
         method: instead of the run's own. Of the same name, it takes over the run's weights, such as MAML with more steps; of
-        another, the encoder's alone, and is made for `way` classes.
+        another, the encoder's alone, and is made for `way` classes. reject, false_accept: see the class.
         """
         loaded = load_run(run, method=method, way=way, device=pick_device(device), allow_download=allow_download)
-        return cls(loaded.method.encoder, loaded.method, device=device)
+        return cls(loaded.method.encoder, loaded.method, device=device, reject=reject, false_accept=false_accept)
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, method: str | None = None, way: int | None = None, device: str = "auto"
+        cls,
+        name: str,
+        *,
+        method: str | None = None,
+        way: int | None = None,
+        device: str = "auto",
+        reject: Literal["auto"] | float | None = None,
+        false_accept: float = 0.05,
     ) -> Self:
         """A classifier, not yet fitted, on a model that comes with the package; `multifsl list models` has them.
 
@@ -391,7 +407,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> model.method.encoder.dim
         64
         """
-        return cls.from_run(SHIPPED + name.removeprefix(SHIPPED), method=method, way=way, device=device)
+        run = SHIPPED + name.removeprefix(SHIPPED)
+        return cls.from_run(run, method=method, way=way, device=device, reject=reject, false_accept=false_accept)
 
     # ---- inside ----
 
@@ -403,14 +420,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_choice("reject_by", self.reject_by, tuple(SCORES))
         check_share(self.false_accept)
 
-    def _rejection(self, now: Learned) -> Rejection:
+    def _rejection(self, now: Learned, *, reject: Literal["auto"] | float | None = None) -> Rejection:
         self._check_reject()
-        return now.rejection("auto" if self.reject is None else self.reject, self.reject_by, self.false_accept)
+        reject = self.reject if reject is None else reject
+        return now.rejection("auto" if reject is None else _plain(reject), self.reject_by, self.false_accept)
 
     def _unknown(self, now: Learned) -> Any:
         """The label of unknown items. Raises MultifslError where it is a class's, or of another kind than theirs."""
         text = now.kind.kind in "US"
-        label = ("unknown" if text else -1) if self.unknown_label is None else _plain(self.unknown_label)
+        label = ("unknown" if text else -1) if self.unknown_label is None else _label(self.unknown_label)
         if isinstance(label, str) != text:
             raise MultifslError(
                 f"unknown_label={label!r} is of another kind than the labels, which are {word_for(now.kind)}s"
@@ -457,7 +475,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 new = [(s, label) for s, label in zip(seconds, labels.tolist(), strict=True) if label not in known]
                 warn_of_little_speech([s for s, _ in new], [label for _, label in new], stacklevel=4)
             if old is not None:
-                self._take(old.with_more(x, labels))
+                self._take(self._with_more(old, x, labels))
                 return self
             others = None
             if background is not None:
@@ -468,6 +486,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             learned = learn(method, x, labels, seen=seen, background=others)
             self._take(learned)
         return self
+
+    def _with_more(self, old: Learned, x: Inputs, labels: np.ndarray) -> Learned:
+        """What was learned, with more examples. A method given by its spec has no trained places, and is built for more of them."""
+        most = old.method.max_way
+        if most is None or not isinstance(self.method, str) or len(old.places.keys() | set(labels.tolist())) <= most:
+            return old.with_more(x, labels)
+        labels = np.concatenate([old.labels, labels])
+        method = self._open_method(old.method.encoder, labels)
+        return learn(method, pad_together([old.x, x]), labels, seen=old.seen, background=old.background)
 
     def _open_encoder(self, width: int | None) -> Encoder:
         if width is not None:
@@ -492,6 +519,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Put what was learned in the place of what was. Raises MultifslError where a class has the label of unknown items."""
         if self.reject is not None:
             self._unknown(learned)
+        if self.reject == "auto" and learned.alone:
+            warnings.warn(
+                "one class alone, without a background, tells nothing of what is unknown, and the model cannot answer: give more "
+                "classes, fit(..., background=items), or a threshold of your own, reject=NUMBER",
+                stacklevel=3,
+            )
         self._learned = self._chosen(learned)
 
     def _chosen(self, learned: Learned) -> Learned:
@@ -505,7 +538,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return learn(method.to(x.device).eval(), x, learned.labels, seen=learned.seen, background=learned.background)
 
     def _warned_of_one_class(self) -> Self:
-        if len(self.classes_) == 1:
+        if len(self.classes_) == 1 and self.reject is None:
             warnings.warn("there is one class only: every answer will be that one", stacklevel=3)
         return self
 
@@ -528,7 +561,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Items and labels that fit together, as far as can be seen before the items are read; one label, where y is _Same."""
         if not (isinstance(self.batch_size, int) and self.batch_size >= 1):
             raise MultifslError(f"batch_size must be a whole number from 1, not {self.batch_size!r}")
-        one = isinstance(y, _Same)
+        one, y = isinstance(y, _Same), list(y) if isinstance(y, Iterator) else y
         if self.encoder is None:
             X, y = (_validated(seen, X, reset=reset), y) if one else _validated(seen, X, y, reset=reset)
         elif isinstance(X, str | Path):
@@ -562,7 +595,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found = 0
         for items in blocks:
             if embed or method.takes_embeddings:
-                windows = [encoder.windows(item) for item in items]
+                whole = not method.takes_embeddings  # as its examples
+                windows = [Windows([encoder.load(item)]) if whole else encoder.windows(item) for item in items]
                 if seconds is not None:
                     seconds.extend(each.seconds for each in windows)
                 x: Any = full_precision(embed_windows(encoder.to(where), windows, self.batch_size))
@@ -677,6 +711,15 @@ def _plain(label: Any) -> Any:
     return label.item() if isinstance(label, np.generic) else label
 
 
+def _label(label: Any) -> Any:
+    """A label as Python has it. Raises MultifslError where it is none."""
+    label = _plain(label)
+    if not isinstance(label, str | bytes | int | float):
+        raise MultifslError(f"labels must be texts or numbers, not {label!r:.80}; give one such label")
+    check_label(label)
+    return label
+
+
 def _check_count(labels: np.ndarray, count: int) -> None:
     if len(labels) != count:
         raise MultifslError(f"X has {count} items, y has {len(labels)} labels; one label an item is needed")
@@ -695,6 +738,8 @@ def _labels(y: Any) -> np.ndarray:
         kinds = {"text" if isinstance(label, str) else type(label).__name__ for label in labels.tolist()}
         if len(kinds) > 1 and "text" in kinds:
             raise MultifslError(f"labels must be of one kind, texts or numbers; here are {' and '.join(sorted(kinds))}")
+        for label in set(labels.tolist()):
+            check_label(label)  # before an array drops what it cannot hold
         labels = np.asarray(labels.tolist())
     if labels.dtype.kind not in "biufUS" and len(labels):
         raise MultifslError(f"labels must be texts or numbers, not {labels.dtype}")

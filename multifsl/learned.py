@@ -1,16 +1,22 @@
 """What a classifier has learned, whole and at one moment: a snapshot that is never changed.
 
 Who learns more makes a new snapshot from the old one and puts it in its place at once; who answers takes one and keeps to it. So
-answers need no lock, and none comes from a state half made.
+none comes from a state half made, and the only thing that they may wait for is a value that another is finding out (`Memo`).
+
+A method that adapts an encoder puts weights in the place of others while it runs. Each pass of it goes through modules that no
+other pass is using (`_twin`), so that any number run side by side, and beside plain embedding.
 
 The examples are kept in parts, each at least twice as large as the next: n enrolments copy each example log n times at most.
 
 Shape letters: S examples, N classes, Q queries, D embedding width, `*` the shape of one item.
 """
 
-from collections.abc import Sequence
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +31,34 @@ from multifsl.functional import full_precision
 from multifsl.method import EmbeddingMethod, Method, State
 from multifsl.registry import resolved
 from multifsl.rejection import Rejection, learn_rejection
+
+Found = TypeVar("Found")
+
+
+class Memo:
+    """What a snapshot found out when it was asked, by name. One thread finds a thing out; those that ask meanwhile wait for it.
+
+    A copy begins with nothing.
+
+    >>> memo = Memo()
+    >>> memo("length", lambda: len("abc")), memo("length", lambda: 1 // 0)
+    (3, 3)
+    """
+
+    def __init__(self, known: dict[str, Any] | None = None) -> None:
+        self.known: dict[str, Any] = known or {}
+        self._locks: dict[str, threading.Lock] = {}
+
+    def __call__(self, name: str, find: Callable[[], Found]) -> Found:
+        if name not in self.known:
+            with self._locks.setdefault(name, threading.Lock()):
+                if name not in self.known:
+                    self.known[name] = find()
+        found: Found = self.known[name]
+        return found
+
+    def __reduce__(self) -> tuple[type["Memo"], tuple[()]]:
+        return Memo, ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +92,14 @@ class Learned:
     base: State = None
     fresh: int = 0
     background: Tensor | None = None
-    _memo: dict[str, Any] = field(default_factory=dict)  # two readers at once may both compute a value: it is the same
+    _memo: Memo = field(default_factory=Memo)
 
     # ---- what there is ----
 
     @property
     def classes(self) -> np.ndarray:
         """Labels [N], sorted."""
-        if "classes" not in self._memo:
-            self._memo["classes"] = np.sort(self._names)
-        found: np.ndarray = self._memo["classes"]
-        return found
+        return self._memo("classes", lambda: np.sort(self._names))
 
     @property
     def counts(self) -> dict[Any, int]:
@@ -90,14 +121,7 @@ class Learned:
     @property
     def state(self) -> State:
         """The method's state, of all examples, classes by place."""
-        if "state" not in self._memo:
-            if self.fresh:
-                assert isinstance(self.method, EmbeddingMethod)
-                with torch.inference_mode():
-                    self._memo["state"] = self.method.update(self.base, _last(self.parts, self.fresh), self._present)
-            else:
-                self._memo["state"] = self.base
-        return self._memo["state"]
+        return self._memo("state", self._grown) if self.fresh else self.base
 
     # ---- answers ----
 
@@ -105,20 +129,16 @@ class Learned:
         """Logits [Q, N] of prepared queries, columns in the order of `classes`. Raises MultifslError where they are no numbers."""
         if isinstance(x, Tensor) and isinstance(self.parts[0].x, Tensor):
             x = x.to(self.parts[0].x.dtype)
-        with torch.inference_mode():
-            if "ready" not in self._memo:
-                self._memo["ready"] = self.method.prepared(self.state)
-            found = self.method.classify(self._memo["ready"], x)
+        with self._lent() as method, torch.inference_mode():
+            found = method.classify(self._memo("ready", lambda: method.prepared(self.state)), x)
         if bool(found.isnan().any()):
             raise MultifslError(
                 f"{resolved(self.method)} diverged on these examples: its answers are not numbers; take a smaller learning "
                 "rate, lr"
             )
-        if "order" not in self._memo:
-            order = np.argsort(self._names)
-            self._memo["order"] = None if np.array_equal(order, np.arange(len(order))) else order
+        order = self._memo("order", lambda: np.argsort(self._names))
         logits: np.ndarray = found.cpu().double().numpy()
-        return logits if self._memo["order"] is None else logits[:, self._memo["order"]]
+        return logits if np.array_equal(order, np.arange(len(order))) else logits[:, order]
 
     # ---- what is of no class ----
 
@@ -127,25 +147,14 @@ class Learned:
 
         Without a background of the user's, the cohort that comes with the package for the encoder is taken, if there is one.
         """
-        key = f"rejection {reject} {score} {false_accept}"
-        if key not in self._memo:
-            if "cohort" not in self._memo:
-                own = self.background
-                self._memo["cohort"] = cohort_of(self.method.encoder) if own is None else own
-            z, cohort = self.embedded(self.x), self._memo["cohort"]
-            y = torch.from_numpy(np.searchsorted(self.classes, self.labels)).to(z.device)
-            with torch.inference_mode():
-                self._memo[key] = learn_rejection(
-                    z,
-                    y,
-                    len(self.places),
-                    None if cohort is None else cohort.to(z),
-                    reject=reject,
-                    score=score,
-                    false_accept=false_accept,
-                )
-        found: Rejection = self._memo[key]
-        return found
+        return self._memo(
+            f"rejection {reject} {score} {false_accept}", lambda: self._learn_rejection(reject, score, false_accept)
+        )
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one class, and no background: nothing tells then what is unknown."""
+        return len(self.places) == 1 and self._cohort is None
 
     def place_of(self, label: Any) -> int:
         """Where a class stands in `classes`. Raises MultifslError where there is none of that label."""
@@ -153,10 +162,13 @@ class Learned:
         return int(np.searchsorted(self.classes, np.array(label, dtype=self.kind)))
 
     def embedded(self, x: Inputs, batch_size: int = 64) -> Tensor:
-        """Prepared items as embeddings [B, D], which open-set scores go by whatever the method: those of the encoder as it came."""
+        """Prepared items as embeddings [B, D], which open-set scores go by whatever the method: those of the encoder as it came.
+
+        Ready-made ones come in the examples' precision, or float32 where that is less.
+        """
         if self.method.takes_embeddings:
             assert isinstance(x, Tensor)
-            return full_precision(x)
+            return x.to(torch.promote_types(first_leaf(self.parts[0].x).dtype, torch.float32))
         return full_precision(self.method.encoder.embed(x, batch_size))
 
     # ---- how sure it is ----
@@ -168,10 +180,7 @@ class Learned:
         It is the run's that the method is from, or the rule for methods on frozen encoders, either corrected by examples that are
         held out where there are two of a class. Of a method that is neither it is 1.
         """
-        if "calibrated" not in self._memo:
-            self._memo["calibrated"] = self._calibrate()
-        found: Calibrated = self._memo["calibrated"]
-        return found
+        return self._memo("calibrated", self._calibrate)
 
     def _calibrate(self) -> "Calibrated":
         method, n = self.method, len(self.places)
@@ -202,7 +211,7 @@ class Learned:
         parts = _joined([*self.parts, Batch(x, _codes(labels.tolist(), places).to(first_leaf(x).device))])
         if not self._grows:
             return replace(self, parts=parts, places=places, kind=kind, _memo=self._kept)._adapted()
-        known = {"base": self._memo["state"], "fresh": 0} if "state" in self._memo else {}
+        known = {"base": self._memo.known["state"], "fresh": 0} if "state" in self._memo.known else {}
         more = replace(self, parts=parts, places=places, kind=kind, _memo=self._kept, **known)
         return replace(more, fresh=more.fresh + len(labels), _memo=self._kept)
 
@@ -228,6 +237,8 @@ class Learned:
     def renamed(self, old: Any, new: Any) -> "Learned":
         """With another label for a class. Raises MultifslError where there is no `old`, `new` is taken or of another kind."""
         place = self._place(old)
+        if new == old:
+            return self
         if new in self.places:
             raise MultifslError(f"there is a class {new!r} already; forget it first, or choose another name")
         labels = np.array([new])
@@ -244,9 +255,48 @@ class Learned:
         return np.array(list(self.places), dtype=self.kind)
 
     @property
-    def _kept(self) -> dict[str, Any]:
+    def _kept(self) -> Memo:
         """What the next snapshot need not find again."""
-        return {"cohort": self._memo["cohort"]} if "cohort" in self._memo else {}
+        return Memo({name: self._memo.known[name] for name in ("cohort", "twins") if name in self._memo.known})
+
+    @property
+    def _cohort(self) -> Tensor | None:
+        own = self.background
+        return self._memo("cohort", lambda: cohort_of(self.method.encoder) if own is None else own)
+
+    def _learn_rejection(self, reject: Literal["auto"] | float, score: str, false_accept: float) -> Rejection:
+        z, cohort = self.embedded(self.x), self._cohort
+        y = torch.from_numpy(np.searchsorted(self.classes, self.labels)).to(z.device)
+        with torch.inference_mode():
+            return learn_rejection(
+                z,
+                y,
+                len(self.places),
+                None if cohort is None else cohort.to(z),
+                reject=reject,
+                score=score,
+                false_accept=false_accept,
+            )
+
+    def _grown(self) -> State:
+        """The state, with the examples that it has not seen."""
+        assert isinstance(self.method, EmbeddingMethod)
+        with torch.inference_mode():
+            return self.method.update(self.base, _last(self.parts, self.fresh), self._present)
+
+    @contextmanager
+    def _lent(self) -> Iterator[Method]:
+        """The method, for one pass; where it runs the encoder, a twin that no other pass is using."""
+        if self.method.takes_embeddings:
+            yield self.method
+            return
+        idle: list[Method] = self._memo("twins", list)
+        try:
+            twin = idle.pop()
+        except IndexError:
+            twin = _twin(self.method)
+        yield twin
+        idle.append(twin)  # but for one that a pass failed in
 
     @property
     def _present(self) -> Tensor:
@@ -276,8 +326,8 @@ class Learned:
         y = torch.cat([part.y for part in self.parts])
         y = torch.tensor([places[label] for label in self.places], device=y.device)[y]
         support = Batch(self.x, y)
-        with torch.inference_mode():
-            state = self.method.adapt(support, self._present)
+        with self._lent() as method, torch.inference_mode():
+            state = method.adapt(support, self._present)
         return replace(self, parts=(support,), places=places, base=state, fresh=0, _memo=self._kept)
 
     def _place(self, label: Any) -> int:
@@ -314,6 +364,11 @@ def learn(
     places = {label: i for i, label in enumerate(sorted(set(names)))}
     part = Batch(x, _codes(names, places).to(first_leaf(x).device))
     return Learned(method, (part,), places, kind_of(labels), seen, background=background)._adapted()
+
+
+def _twin(method: Method) -> Method:
+    """The same method as modules of its own, on the same tensors."""
+    return copy.deepcopy(method, {id(t): t for t in (*method.parameters(), *method.buffers())})
 
 
 def kind_of(labels: np.ndarray) -> np.dtype:

@@ -8,6 +8,7 @@ Shape letters: T tasks, S support items, Q queries, N ways, D embedding width, `
 
 import math
 import warnings
+from inspect import signature
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -61,6 +62,12 @@ class Method(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
+
+    def __repr__(self) -> str:
+        """The method and its arguments on one line; `print(method.encoder)` shows modules."""
+        named = [p.name for p in list(signature(type(self)).parameters.values())[1:] if p.kind is p.KEYWORD_ONLY]
+        arguments = [f"{name}={getattr(self, name)!r}" for name in named]
+        return f"{type(self).__name__}({', '.join([type(self.encoder).__name__, *arguments])})"
 
     def __sklearn_clone__(self) -> Self:
         """scikit-learn's `clone` shares what was trained."""

@@ -29,8 +29,11 @@ from multifsl.encoder import Encoder, downloads_allowed
 from multifsl.encoders._hub import _from_hub
 from multifsl.episode import first_leaf
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
+from multifsl.learned import learn
 from multifsl.registry import build
+from multifsl.store import sealed
 from multifsl.task import Items
+from multifsl.windows import Windows, mean_of_windows
 
 COSINE, EUCLIDEAN = "prototypical(distance='cosine')", "prototypical(distance='euclidean')"
 MODALITIES = ["features", "image", "speech", "text"]
@@ -273,6 +276,63 @@ def test_fit_items_equals_fit(sets: dict[str, Data]) -> None:
     np.testing.assert_allclose(model.predict_proba(d.X), by_hand.predict_proba(d.X), atol=1e-6)
 
 
+@pytest.mark.parametrize("method", [COSINE, "finetune(steps=1)"])
+def test_a_background_is_embedded_as_the_examples_are(method: str) -> None:
+    """By windows, or, where the method adapts the encoder, whole; for `fit` as for `fit_items`. Oracle: the encoder by hand."""
+    encoder = Rows()
+    background = list(np.random.default_rng(0).normal(size=(20, 3, 2)))
+    X, y = background[:4], ["a", "a", "b", "b"]
+    rows = torch.tensor(np.array(background), dtype=torch.float32)
+    with torch.no_grad():
+        whole, pieces = encoder(rows.sum(1)), encoder(rows.flatten(0, 1))
+    expected = whole if method != COSINE else mean_of_windows(pieces, [3] * 20)
+    items, others = Items(X, np.array([0, 0, 1, 1]), ["a", "b"]), Items(background, np.zeros(20, dtype=int), ["x"])
+    for model in (
+        FewShotClassifier(encoder, method).fit(X, y, background=background),
+        FewShotClassifier(encoder, method).fit_items(items, background=others),
+    ):
+        torch.testing.assert_close(model._now.background, expected)
+        torch.testing.assert_close(model._now.embedded(model._now.x), expected[:4])
+
+
+class Rows(Encoder):
+    """Items are [n, 2]: their sum is embedded, or, as windows, each row."""
+
+    modality, dim = "image", 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+
+    def load(self, item: Any) -> torch.Tensor:
+        return torch.tensor(item, dtype=torch.float32).sum(0)
+
+    def windows(self, item: Any) -> Windows:
+        return Windows(list(torch.tensor(item, dtype=torch.float32)))
+
+    def collate(self, loaded: Any) -> torch.Tensor:
+        return torch.stack(list(loaded))
+
+    def forward(self, x: Any) -> torch.Tensor:
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_questions_may_be_of_another_precision_than_the_examples(dtype: str) -> None:
+    X, y = np.random.default_rng(0).normal(size=(12, 4)) + 3 * np.eye(3, 4).repeat(4, 0), list("aaaabbbbcccc")
+    X = X.astype("f4").astype("f8")  # the same numbers in both
+    model = FewShotClassifier(reject=0.2).fit(X.astype(dtype), y)
+    before = model.predict(X.astype(dtype)), model.score_samples(X.astype(dtype)), model.verify("a", X.astype(dtype)[0])
+    for ask in (X.astype("f4"), X, X.tolist()):
+        assert model.predict(ask).tolist() == before[0].tolist()
+        np.testing.assert_allclose(model.score_samples(ask), before[1], rtol=1e-5)
+        assert model.verify("a", ask[0]).score == pytest.approx(before[2].score, rel=1e-5)
+    half = learn(model.method_, torch.tensor(X).bfloat16(), np.array(y))
+    assert (
+        half.embedded(torch.tensor(X)).dtype == half.embedded(half.x).dtype == torch.float32
+    )  # no question is rounded
+
+
 @pytest.mark.parametrize(
     "labels",
     [["up", "down", "up", "left"], [3, 1, 3, -2], [True, False, True, True], [1.0, 2.0, 1.0, 3.0]],
@@ -473,9 +533,24 @@ def test_save_refuses_what_could_not_be_loaded(sets: dict[str, Data], tmp_path: 
     with pytest.raises(MultifslError, match="plug-?in"):
         model.save(tmp_path / "model")
     d = sets["features"]
-    with pytest.raises(MultifslError, match="JSON"):
+    with pytest.raises(MultifslError, match="unknown_label is .*a text, a number or null"):
         FewShotClassifier(unknown_label=object()).fit(d.X, d.y).save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numpys_numbers_are_numbers(sets: dict[str, Data], tmp_path: Path) -> None:
+    X = sets["features"].X
+    half: Any = np.float32(0.5)
+    quarter: Any = np.float32(0.25)
+    minus: Any = np.int64(-5)
+    model = FewShotClassifier(reject=half, false_accept=np.float64(0.1), unknown_label=minus)
+    model.fit(X, [0, 1] * 4).save(tmp_path / "model")
+    again = FewShotClassifier.load(tmp_path / "model")
+    assert (again.reject, again.false_accept, again.unknown_label) == (0.5, 0.1, -5)
+    assert again.predict(X).tolist() == model.predict(X).tolist()
+    assert model.predict_set(X, alpha=quarter) == model.predict_set(X, alpha=0.25)
+    with pytest.raises(MultifslError, match=r"labels must be texts or numbers, not \[-5\]"):
+        model.set_params(unknown_label=[-5]).predict(X)
 
 
 # ---- damaged, foreign and hostile models ----
@@ -542,23 +617,18 @@ def test_any_wrong_value_in_the_json_is_refused_or_harmless(saved: tuple[Path, D
     odd: list[Any] = [None, True, 0, -1, 2**70, 1.5, "", "x", "conv4(width='8')", "conv4(width=8.5)", [], [1], [[1], [2], [3]],
            ["a", "a", "b"], ["a", 1, None], [{}, {}, {}], ["a", "b"], ["a", "b", "c", "d"], {}, {"a": 1}]  # fmt: skip
     harmless = {"false_accept", "reject_by", "unknown_label", "versions", "modality"}
-    older = [
-        ("format", 0),
-        ("reject", 0),
-        ("reject", -1),
-        ("reject", 1.5),
-    ]  # what it lacks has defaults; any number is a threshold
+    thresholds = [("reject", 0), ("reject", -1), ("reject", 1.5)]
     for key in whole:
         file.write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
         loads_or_says_why(folder, d.X[:2])
         for value in odd:
-            file.write_text(json.dumps({**whole, key: value}))
+            file.write_text(json.dumps({**sealed({**whole, key: value}), key: value}))
             reason = loads_or_says_why(folder, d.X[:2])
             assert (
                 reason is not None
                 or key in harmless
                 or value in (True, None)
-                or (key, value) in older
+                or (key, value) in thresholds
                 or key in ("batch_size", "reject")  # a number of any size
             ), (key, value)
 
@@ -654,7 +724,7 @@ def test_a_model_whose_parts_do_not_fit_is_refused(
 
 def rewritten(folder: Path, **changes: Any) -> Path:
     file = folder / "model.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    file.write_text(json.dumps(sealed({**json.loads(file.read_text()), **changes})))
     return folder
 
 
@@ -768,3 +838,14 @@ def test_a_clone_keeps_what_was_trained(sets: dict[str, Data], run: Path) -> Non
     other = clone(model).set_params(method=EUCLIDEAN).fit(d.X, d.y)
     by_hand = FewShotClassifier(d.encoder, EUCLIDEAN).fit(d.X, d.y)
     np.testing.assert_allclose(other.predict_proba(d.X), by_hand.predict_proba(d.X), atol=1e-5)
+
+
+def test_labels_may_come_one_by_one() -> None:
+    model = FewShotClassifier().fit([[0.0, 1.0], [1.0, 0.0]], (label for label in "ab"))
+    assert model.classes_.tolist() == ["a", "b"]
+
+
+def test_a_method_tells_its_arguments_and_not_its_modules() -> None:
+    model = FewShotClassifier.from_pretrained("omniglot-prototypical", reject="auto", false_accept=0.1)
+    assert repr(model.method) == "Prototypical(Conv4, distance='euclidean', temperature=1.0)"
+    assert (model.reject, model.false_accept) == ("auto", 0.1)

@@ -6,6 +6,8 @@ import math
 import pickle
 import sys
 import threading
+import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +27,8 @@ from multifsl.episode import Batch, first_leaf
 from multifsl.errors import BadItem, MultifslError
 from multifsl.method import Method
 from multifsl.methods.prototypical import Prototypical
+from multifsl.registry import build
+from multifsl.rejection import learn_rejection
 
 SPECS = {
     "prototypical(distance='cosine')": 1e-9,
@@ -74,7 +78,7 @@ def changed(
         return X[kept], [y[i] for i in kept]
     else:
         old, new = rest
-        if old not in y or new in y:
+        if old not in y or new in set(y) - {old}:
             with pytest.raises(MultifslError, match=f"no class '{old}'; known: |there is a class '{new}' already"):
                 model.rename(old, new)
             return X, y
@@ -123,6 +127,11 @@ def test_what_cannot_be_changed_is_said_and_changes_nothing() -> None:
         (lambda: model.rename("a", 3), "known labels are texts, the new ones numbers"),
         (lambda: model.enroll(3, [[1.0, 0.0]]), "known labels are texts, the new ones numbers"),
         (lambda: model.enroll(None, [[1.0, 0.0]]), "labels must be texts or numbers"),
+        (lambda: model.enroll(["a"], [[1.0, 0.0]]), r"labels must be texts or numbers, not \['a'\]"),
+        (lambda: model.forget(["a"]), r"labels must be texts or numbers, not \['a'\]"),
+        (lambda: model.rename("a", ["b"]), r"labels must be texts or numbers, not \['b'\]"),
+        (lambda: model.rename("a", None), "labels must be texts or numbers, not None"),
+        (lambda: model.verify({"a"}, [1.0, 0.0]), "labels must be texts or numbers, not {'a'}"),
         (lambda: model.enroll("c", [[1.0, 0.0, 2.0]]), "3 features.*expecting 2"),
         (lambda: model.enroll("c", np.empty((0, 2))), "0 sample"),
     ]:
@@ -143,6 +152,43 @@ def test_more_classes_than_a_head_has_are_refused_and_change_nothing() -> None:
     with pytest.raises(MultifslError, match="at most 2 classes apart, not 3"):
         model.enroll("c", [[1.0, 1.0]])
     assert model.counts_ == {"a": 1, "b": 1}
+
+
+@pytest.mark.filterwarnings("ignore:the weights of")
+def test_places_that_nobody_trained_are_built_anew_for_more_classes() -> None:
+    X = np.eye(3).repeat(2, 0)
+    model = fitted("anil(lr=0.5)", X[:4], list("aabb"))
+    assert model.method_.max_way == 2
+    torch.manual_seed(0)
+    model.enroll("c", X[4:])
+    np.testing.assert_allclose(model.predict_proba(X), fitted("anil(lr=0.5)", X, list("aabbcc")).predict_proba(X))
+    trained = build(
+        "methods", "anil(max_way=2)", encoder=build("encoders", "conv4(width=4, channels=1, image_size=16)")
+    )
+    photos = [np.full((16, 16), 40 * k, dtype=np.uint8) for k in range(3)]
+    model = FewShotClassifier(trained.encoder, trained).fit(photos[:2], ["a", "b"])
+    with pytest.raises(MultifslError, match="at most 2 classes apart, not 3"):
+        model.enroll("c", photos[2:])
+
+
+def test_one_class_left_of_which_nothing_can_be_told_is_warned_of() -> None:
+    X = np.eye(3)[[0, 0, 1, 1]]
+    model = FewShotClassifier(reject="auto").fit(
+        X, list("aabb"), background=np.random.default_rng(0).normal(size=(20, 3))
+    )
+    with warnings.catch_warnings(action="error"):
+        assert model.forget("b").predict(X[:1]).tolist() == ["a"]
+        FewShotClassifier(reject=0.5).fit(X[:2], ["a", "a"]).predict(X)  # each answer is that class, or unknown
+    model = FewShotClassifier(reject="auto").fit(X, list("aabb"))
+    with pytest.warns(UserWarning, match=r"cannot answer: give more classes, fit\(..., background=items\)") as told:
+        model.forget("b")
+    assert [w.filename for w in told] == [__file__]
+    with pytest.raises(MultifslError, match="one class alone"):
+        model.predict(X)
+    scores = model.score_samples(X)  # which need no threshold
+    np.testing.assert_array_equal(scores, model.set_params(reject=None).score_samples(X))
+    assert scores[0] > scores[2]
+    model.enroll("b", X[2:]).set_params(reject="auto").predict(X)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])  # noqa: S301
@@ -223,6 +269,61 @@ def test_changes_wait_for_each_other() -> None:
     for thread in threads:
         thread.join()
     assert model.counts_ == {"x": 1, "y": 1} | {f"{own} {i}": 4 for own in range(4) for i in range(5)}
+
+
+@pytest.mark.parametrize("spec", ["maml(steps=1, lr=0.4, max_way=3)", "finetune(steps=1, lr=0.1)"])
+@pytest.mark.filterwarnings("ignore:the weights of")
+def test_passes_side_by_side_leave_each_other_and_the_encoder_alone(spec: str) -> None:
+    """Two threads are held until both are inside the encoder. Oracle: the same questions one after the other."""
+    torch.manual_seed(0)
+    encoder = build("encoders", "conv4(width=4, channels=1, image_size=16)")
+    meet: list[threading.Barrier] = []
+
+    def wait(*_: Any) -> None:
+        for barrier in meet:
+            barrier.wait(20)
+
+    encoder.norms[1].register_forward_pre_hook(wait)
+    photos = list(np.random.default_rng(0).integers(0, 255, (6, 16, 16), dtype=np.uint8))
+    model = FewShotClassifier(encoder, spec, reject=0.0).fit(photos, list("aabbcc"))
+    weights = {name: value.clone() for name, value in model.method_.state_dict().items()}
+    odds, scores = model.predict_proba(photos), model.score_samples(photos)
+    for first, second in [("predict_proba", "predict_proba"), ("predict_proba", "score_samples")]:
+        meet[:] = [threading.Barrier(2)]
+        found: dict[int, np.ndarray] = {}
+
+        def ask(own: int, name: str, found: dict[int, np.ndarray] = found) -> None:
+            found[own] = getattr(model, name)(photos)
+
+        threads = [threading.Thread(target=ask, args=pair) for pair in enumerate([first, second])]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        meet.clear()
+        for own, name in enumerate([first, second]):
+            np.testing.assert_allclose(found[own], odds if name == "predict_proba" else scores, atol=1e-6)
+        after = model.method_.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in weights.items())
+
+
+def test_what_a_change_costs_is_paid_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    learn, calls = learn_rejection, []
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        calls.append(threading.get_ident())
+        time.sleep(0.05)
+        return learn(*args, **kwargs)
+
+    monkeypatch.setattr(learned, "learn_rejection", slowly)
+    X = np.eye(3).repeat(2, 0)
+    model = FewShotClassifier(reject=0.5).fit(X, list("aabbcc")).enroll("a", X[:1])
+    threads = [threading.Thread(target=model.predict, args=(X,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
 
 
 # ---- cost ----
