@@ -11,7 +11,8 @@ Breiman, Friedman, Olshen, Stone: Classification and Regression Trees, 1984, sec
 on development sets: docs/recognition.md.
 
 What it costs is bounded: no more than CLASSES classes, SHOTS examples of each and ITEMS examples in all are looked at, the
-classes evenly spread over all, and a candidate that would be slow to fit to all examples is left out.
+classes evenly spread over all, and a candidate that would be slow to fit to all examples is left out. Examples of a class that
+are the same are looked at once.
 
 Shape letters: S examples, N classes, F folds, Q examples left out in a fold, D embedding width.
 """
@@ -25,7 +26,7 @@ from torch import Tensor
 from multifsl.encoder import Encoder, Features
 from multifsl.episode import PADDING, Batch, Episode
 from multifsl.evaluation import DEFAULT_METHOD
-from multifsl.functional import highest_precision, places_in_class
+from multifsl.functional import distinct, highest_precision, places_in_class
 from multifsl.method import Method
 from multifsl.registry import build
 
@@ -78,7 +79,7 @@ def candidates(n_items: int, n_classes: int, square: float) -> list[str]:
 def choose(encoder: Encoder, z: Tensor, y: Tensor, n_classes: int) -> Choice:
     """The method for these examples, built on the encoder, and how the candidates did. The same examples give the same choice.
 
-    Where a class has one example, or there is one class, it is the default.
+    Where a class has one example, but for copies, or there is one class, it is the default.
 
     Args:
         encoder: what the method is built on; it is not run.
@@ -89,12 +90,14 @@ def choose(encoder: Encoder, z: Tensor, y: Tensor, n_classes: int) -> Choice:
     >>> type(choice.method).__name__, len(choice.scores)
     ('Prototypical', 4)
     """
+    n_items, kept = len(y), distinct(z, y)
+    z, y = z[kept], y[kept]
     counts = y.bincount(minlength=n_classes)
     if n_classes < 2 or int(counts.min()) < 2:
         return Choice(build("methods", DEFAULT_METHOD, encoder=encoder), [])
     seen, seen_y = _spread(y, counts)
     z = highest_precision(z[seen])
-    specs = candidates(len(y), n_classes, float(z.square().sum(1).mean()))
+    specs = candidates(n_items, n_classes, float(z.square().sum(1).mean()))
     features = Features(z.shape[1])
     scores: list[Score] = []
     default: Tensor | None = None
@@ -153,10 +156,13 @@ def best_likelihood(logits: Tensor, y: Tensor) -> tuple[Tensor, float]:
 
 
 def _spread(y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that are looked at, and their labels, renumbered: the first SHOTS of each of some classes, evenly spread."""
+    """Rows that are looked at, and their labels, renumbered: the first SHOTS of each of some classes, evenly spread in the order of
+    their first rows."""
     shots = counts.clamp(max=SHOTS)
     n = min(len(counts), CLASSES, max(2, ITEMS // int(shots.max())))
-    chosen = torch.linspace(0, len(counts) - 1, n, device=y.device).long()
+    place = places_in_class(y)
+    few = torch.linspace(0, len(counts) - 1, n, dtype=torch.float64).long().to(y.device)
+    chosen = y[place == 0][few].sort().values
     new = torch.full_like(counts, PADDING).index_copy(0, chosen, torch.arange(n, device=y.device))
-    rows = ((new[y] >= 0) & (places_in_class(y) < SHOTS)).nonzero().squeeze(1)
+    rows = ((new[y] >= 0) & (place < SHOTS)).nonzero().squeeze(1)
     return rows, new[y[rows]]

@@ -35,7 +35,7 @@ from multifsl.bank import Bank, sampler_of
 from multifsl.episode import Batch
 from multifsl.errors import BadFile, MultifslError
 from multifsl.evaluation import embedded, solved
-from multifsl.functional import class_sums, places_in_class
+from multifsl.functional import class_sums, distinct, places_in_class
 from multifsl.method import EmbeddingMethod, Method
 from multifsl.task import Items
 
@@ -218,12 +218,14 @@ def unit(method: EmbeddingMethod, x: Tensor, y: Tensor, n: int) -> float:
     added at its usual ratio to the gap. With `prototypical(distance='cosine')` the gap is 1 less the mean cosine between classes,
     over the method's own temperature.
 
-    x: [S, D]; y: int64 [S] of 0..n-1. With one class, or where all means are the same, it is 1.
+    x: [S, D]; y: int64 [S] of 0..n-1. With one class, or where all means are the same, it is 1. Of more classes than can be looked
+    at, some are, evenly spread in the order of their first examples, whatever their numbers.
     """
     if n < 2:
         return 1.0
     sums, counts = class_sums(x, y, n)
-    chosen = torch.linspace(0, n - 1, min(n, max(1, LOOKS // n)), device=x.device).long()
+    few = torch.linspace(0, n - 1, min(n, max(1, LOOKS // n)), dtype=torch.float64).long().to(x.device)
+    chosen = y[places_in_class(y) == 0][few]
     with torch.inference_mode():
         state = method.adapt(Batch(x, y), torch.ones(n, dtype=torch.bool, device=x.device))
         logits = method.classify(state, (sums / counts[:, None])[chosen]).cpu().double().numpy()  # [Q, N]
@@ -241,8 +243,11 @@ def held_out(method: EmbeddingMethod, x: Tensor, y: Tensor, n: int) -> tuple[np.
     """What a method answers to examples that it has not seen: logits [M, N] and labels [M]; M = 0 with one example a class.
 
     One example of each class that has two is held out together, the first of each, then the second, ... So each is judged as in
-    an episode of one shot less, and a task of K shots takes K rounds of learning (at most ROUNDS).
+    an episode of one shot less, and a task of K shots takes K rounds of learning (at most ROUNDS). Examples of a class that are the
+    same count as one: a copy would tell the answer.
     """
+    kept = distinct(x, y)
+    x, y = x[kept], y[kept]
     place, counts = places_in_class(y), y.bincount(minlength=n)
     rounds = min(ROUNDS, int(counts.max()))
     most = max(1, LOOKS // (n * rounds))

@@ -4,12 +4,19 @@ A user asks for a rate of false acceptance, alpha: the share of items of no know
 such items will look like he cannot say. Two things stand in for them: his own classes, each left out in its turn and scored
 against the others, and the cohort, where there is one. The threshold is the larger of
 
-    mean + 1.34 z sd     of the scores of examples whose class was left out, all classes alike, z the normal quantile of 1 - alpha
+    mean + 0.1 gap / (N - 1) + 1.15 t sd sqrt(1 + 1/N)     of the scores of examples whose class was left out, all classes alike
     the 1 - alpha quantile of the scores of cohort items that the score was not learned from
 
+The first is the upper prediction bound for one class more (Hahn, Meeker: Statistical Intervals, 1991), t Student's quantile of
+1 - alpha. A handful of classes tells little of how much classes differ, and two, of which each is scored against the other, next
+to nothing. So sd is as if three classes more had been seen, which differ as is usual: by a tenth of the gap between the mean and
+what the classes' own examples score, once learned from; and, with a cohort, a class more for each ten of its items, which differ
+as those do. As a stranger is scored against one class more than a class that was left out, the mean is moved by a tenth of the
+gap over N - 1. These numbers were chosen on development sets (docs/recognition.md).
+
 A class whose left-out examples score as known ones do, half of them at least, is a twin of another: it says nothing of unknown
-classes, is not counted for the threshold, and stands in `overlaps`. The factor 1.34 was chosen on development sets
-(docs/recognition.md): classes differ, and a handful of them shows less of the spread of unknown ones than there is.
+classes, is not counted for the threshold, and stands in `overlaps`. Where no class has two examples the cohort alone tells the
+threshold, if it is large enough for the rate. Examples that are the same are counted once.
 
 How often a known item is refused is estimated by leaving examples out: a fold leaves out one of each class, so that the others
 are one fewer. Rates are given with 90 % intervals for what the next ten unknown classes will show, not for the mean over all
@@ -18,6 +25,7 @@ thinkable ones: whether one of them looks like a known class makes most of the d
 Shape letters: S examples, N classes, B cohort items, D embedding width.
 """
 
+import math
 import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,18 +37,22 @@ from scipy import stats
 from torch import Tensor
 
 from multifsl.errors import MultifslError
-from multifsl.functional import full_precision, highest_precision, places_in_class
+from multifsl.functional import distinct, full_precision, highest_precision, places_in_class
 from multifsl.open_set import COHORT, EXACT, SCORES, Mixed, Score, Whitened
 from multifsl.options import check_choice
 
-SPREAD = 1.34  # by which the spread of classes that were left out falls short of that of unknown ones
+SPREAD = 1.15  # by which the spread of classes that were left out falls short of that of unknown ones
+USUAL, PRIOR = 0.1, 3  # the spread of classes over their gap, and as how many classes it counts
 FOLDS = 10  # of classes, and of examples at most 5
 CLASSES, ENOUGH = 100, 1000  # once so many classes, or examples, were left out, no more are
 FEWEST = 20  # items of a cohort
 FEW = 4  # examples of a class, of which one less makes much of a difference
+LITTLE = 5  # classes, of which fewer tell little without a cohort
+ASKED = 50  # items, as on which the rate counts that a threshold was set for
 # How rates scatter from one set of ten unknown classes to another, and from one set of known ones, as if each had been counted
-# on so many items (beta distributions; development sets, docs/recognition.md).
-ACCEPT_COUNT, REJECT_COUNT = 8.0, 15.0
+# on so many items (beta distributions; development sets, docs/recognition.md). Of accepted ones, on half as many with HALF known
+# classes; ITEMS of the cohort tell as much as a class.
+ACCEPT_COUNT, HALF, ITEMS, REJECT_COUNT = 9.0, 5, 10, 15.0
 
 
 class Rate(NamedTuple):
@@ -139,9 +151,11 @@ def learn_rejection(
             "one class alone tells nothing of what is unknown: give more classes, fit(..., background=items), or a threshold "
             "of your own, reject=NUMBER"
         )
+    z = full_precision(z)
+    kept = distinct(z, y)
+    copies, z, y = int((~kept).sum()), z[kept], y[kept]
     if kind is Mixed and len(z) > EXACT:  # now, so that folds, which have fewer, go by the same score
         kind = Whitened
-    z = full_precision(z)
     held: Tensor | None = None
     if cohort is not None:
         # One half to learn from, the other, of other classes where they are sorted, to set the threshold by.
@@ -155,13 +169,45 @@ def learn_rejection(
     outside = None if strangers is None else learned.overall(strangers).cpu().numpy()
     alike, weight = trials.alike, 1 / np.bincount(trials.label, minlength=n)[trials.label]
     others = trials.label >= 0 if alike.all() else ~alike
-    set_for_it = _threshold(trials.unknown[others], weight[others], outside, false_accept)
-    threshold = set_for_it if reject == "auto" else float(reject)
+    alone = held is not None and not len(trials.known) and (len(held) + 1) * false_accept >= 1
+    if alone:
+        others = np.zeros_like(others)
+    some = torch.linspace(0, len(z) - 1, min(len(z), ENOUGH), dtype=torch.float64).long().to(z.device)
+    own = float(
+        np.median(np.concatenate([learned.overall(learned(z[part])).cpu().numpy() for part in some.split(256)]))
+    )
+
+    def bar(unknown: np.ndarray, weights: np.ndarray, outside: np.ndarray | None) -> float:
+        """The threshold that scores of left-out classes and of the cohort ask for."""
+        found = []
+        if len(unknown):
+            classes, seen = len(np.unique(trials.label[others])), 0 if held is None else len(held) / ITEMS
+            mean = float(np.average(unknown, weights=weights))
+            usual = USUAL * max(own - mean, 0.0)
+            squares = classes * np.average((unknown - mean) ** 2, weights=weights) + PRIOR * usual**2
+            if outside is not None:
+                squares += seen * outside.var()
+            free = classes - 1 + PRIOR + seen
+            reach = SPREAD * stats.t.isf(false_accept, free) * (squares / free * (1 + 1 / classes)) ** 0.5
+            found.append(float(mean + usual / (n - 1) + reach))
+        if outside is not None:
+            found.append(float(np.quantile(outside, min(1.0, (1 - false_accept) * (1 + 1 / len(outside))))))
+        return max(found, default=float("nan"))
+
+    threshold = bar(trials.unknown[others], weight[others], outside) if reject == "auto" else float(reject)
     pairs = trials.pairs[others]
     each = np.broadcast_to(weight[others][:, None], pairs.shape)[~np.isnan(pairs)]
-    claims = None if strangers is None else strangers.cpu().numpy().ravel()
-    claim = _threshold(pairs[~np.isnan(pairs)], each, claims, false_accept)
-    return Rejection(learned, threshold, claim, _reliability(trials, outside, threshold, n, y, false_accept, reject))
+    claim = bar(pairs[~np.isnan(pairs)], each, None if strangers is None else strangers.cpu().numpy().ravel())
+    notes = []
+    if copies:
+        notes.append(
+            f"{copies} of the examples are copies of others of their class: what is there twice is counted once"
+        )
+    if alone and reject == "auto":
+        notes.append("one example a class: the threshold is set by the background alone")
+    return Rejection(
+        learned, threshold, claim, _reliability(trials, outside, threshold, n, y, false_accept, reject, notes)
+    )
 
 
 def check_share(false_accept: float) -> None:
@@ -170,24 +216,17 @@ def check_share(false_accept: float) -> None:
         raise MultifslError(f"false_accept must be a share between 0 and 1, not {false_accept!r}")
 
 
-def _threshold(unknown: np.ndarray, weight: np.ndarray, outside: np.ndarray | None, false_accept: float) -> float:
-    found = []
-    if len(unknown):
-        mean = np.average(unknown, weights=weight)
-        spread = np.average((unknown - mean) ** 2, weights=weight) ** 0.5
-        found.append(mean + SPREAD * stats.norm.isf(false_accept) * spread)
-    if outside is not None:
-        found.append(np.quantile(outside, 1 - false_accept))
-    return float(max(found)) if found else float("nan")
-
-
 def _trials(kind: type[Score], z: Tensor, y: Tensor, n: int, cohort: Tensor | None) -> Trials:
     """Classes left out by tenths (one by one up to ten), and examples by fifths, until enough were."""
     rng, labels = np.random.default_rng(0), y.cpu().numpy()
+    place, counts = places_in_class(y).cpu().numpy(), np.bincount(labels, minlength=n)
     unknown, pairs, known = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
     whose = list[np.ndarray]()
     if n > 1:
-        group = rng.permutation(n) % min(FOLDS, n)
+        group = np.empty(n, dtype=np.int64)
+        group[labels[place == 0]] = rng.permutation(n) % min(
+            FOLDS, n
+        )  # dealt as classes came, whatever they are called
         groups = int(group.max()) + 1
         taken = groups if n <= CLASSES else -(-CLASSES * groups // n)
         for g in range(taken):
@@ -202,7 +241,6 @@ def _trials(kind: type[Score], z: Tensor, y: Tensor, n: int, cohort: Tensor | No
                 unknown.append(learned.overall(scores).cpu().numpy())
                 pairs.append(row)
                 whose.append(labels[part])
-    place, counts = places_in_class(y).cpu().numpy(), np.bincount(labels, minlength=n)
     folds = int(min(5, counts.max()))
     for f in range(folds if folds > 1 else 0):
         out = (place % np.minimum(folds, counts)[labels] == f) & (counts[labels] > 1)
@@ -243,19 +281,35 @@ def _reliability(
     y: Tensor,
     false_accept: float,
     reject: Literal["auto"] | float,
+    notes: list[str],
 ) -> Reliability:
-    notes = []
     accept = refuse = None
-    # What was counted, and, for a threshold that was set for it, the rate asked for as if it had been counted on fifty.
-    sources = [source for source in (trials.unknown, outside) if source is not None and len(source)]
-    if sources:
-        found, count = max(float((source >= threshold).mean()) for source in sources), len(sources[0])
-        estimate = found if reject != "auto" else (false_accept * 50 + found * count) / (50 + count)
-        accept = _rate(estimate, ACCEPT_COUNT)
+    looked, held = len(np.unique(trials.label)), 0 if outside is None else len(outside)
+    # What was counted, classes or items, and, for a threshold that was set for it, the rate asked for.
+    found = [] if outside is None else [(float((outside >= threshold).mean()), held)]
+    if looked:
+        weight = 1 / np.bincount(trials.label)[trials.label]
+        found.append((float(np.average(trials.unknown >= threshold, weights=weight)), looked))
+    if found:
+        asked = ASKED if reject == "auto" else 0
+        estimate = max((share * count + false_accept * asked) / (count + asked) for share, count in found)
+        # A cohort that nothing was compared with tells how alike its items are, not whether strangers are like them.
+        told = looked + (held / ITEMS if looked and len(trials.known) else min(held / ITEMS, HALF))
+        accept = _rate(estimate, ACCEPT_COUNT * told / (told + HALF))
     else:
         notes.append("nothing tells how often unknown items are accepted: give more classes, or a background")
     if outside is None:
         notes.append("there is no background: unknown items are taken to be like items of your other classes")
+        if 1 < n < LITTLE and reject == "auto":
+            notes.append(
+                f"{n} classes tell little of what is unknown: the threshold is set high, so that more known items are refused, "
+                "and the rate is a rough one; fit(..., background=items) helps most, more classes do too"
+            )
+    elif reject == "auto" and (held + 1) * false_accept < 1:
+        notes.append(
+            f"half of the background, {held} items, is too few to tell a rate of {false_accept:.1%}: "
+            f"give {2 * math.ceil(1 / false_accept - 1)} items or more"
+        )
     if len(trials.known):
         refuse = _rate(float((trials.known < threshold).mean()), REJECT_COUNT)
         if int(y.bincount(minlength=n).min()) < FEW:
@@ -265,7 +319,6 @@ def _reliability(
             )
     else:
         notes.append("one example a class: how often known items are refused cannot be told; two or more would")
-    looked = len(np.unique(trials.label))
     if 1 < looked < n:
         notes.append(f"overlaps: {looked} of the {n} classes were looked at")
     if trials.alike.any():

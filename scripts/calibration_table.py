@@ -3,6 +3,7 @@
     MULTIFSL_DATA=... python scripts/calibration_table.py fit        # prints DEFAULT, from the development sets
     MULTIFSL_DATA=... python scripts/calibration_table.py dev        # the table, over the development sets
     MULTIFSL_DATA=... python scripts/calibration_table.py test       # the table, over the others
+    MULTIFSL_DATA=... python scripts/calibration_table.py heads      # of several heads, at 5 ways, over one set of each modality
 
 Method: prototypical(distance='cosine') on frozen embeddings; 15 queries a class where the classes have so many items, 1,000
 episodes, seed 0 (for `fit`, 200 and seed 1). ECE: expected calibration error, 15 bins of equal width, over all queries of all
@@ -56,6 +57,10 @@ DEV = (
 )
 TEST = ("clinc_minilm:second", "hwu_minilm", "arabic_ge2e", "arabic_sp", "omval_proto", "omval_match")
 EPISODES = ((5, 1), (5, 5), (20, 1), (20, 5))
+HEADS = (
+    DEFAULT_METHOD, "prototypical", "matching(temperature=0.1)", "ridge(ridge=1.0)", "logistic(c=10.0, iterations=8)", "svm_head",
+)  # fmt: skip
+ONE_EACH = ("hwu_minilm", "arabic_ge2e", "omval_proto")
 ALPHA = 0.1
 
 
@@ -90,11 +95,13 @@ def embeddings(name: str, kept: Path | None) -> tuple[torch.Tensor, np.ndarray]:
     return z, y
 
 
-def answers(z: torch.Tensor, labels: np.ndarray, way: int, shot: int, episodes: int, seed: int) -> list[Answers]:
+def answers(
+    z: torch.Tensor, labels: np.ndarray, way: int, shot: int, episodes: int, seed: int, head: str = DEFAULT_METHOD
+) -> list[Answers]:
     query = next(q for q in (15, 3, 1) if (np.bincount(labels) >= shot + q).sum() >= way)
     with warnings.catch_warnings(action="ignore"):  # of classes that are too small
         sampler = EpisodeSampler(labels, way=way, shot=shot, query=query, seed=seed, skip_small_classes=True)
-    method: EmbeddingMethod = build("methods", DEFAULT_METHOD, encoder=Features(z.shape[1])).eval()
+    method: EmbeddingMethod = build("methods", head, encoder=Features(z.shape[1])).eval()
     found = []
     for step in range(episodes):
         task = sampler.task(step)
@@ -153,13 +160,31 @@ def table(names: tuple[str, ...], kept: Path | None, episodes: int) -> None:
             print(f"| {name} | {way}, {shot} | {' | '.join(cells)} |", flush=True)
 
 
+def heads(kept: Path | None, episodes: int) -> None:
+    print(
+        "| embeddings | head | way, shot | accuracy | ECE before | ECE after | coverage | mean set | empty |\n"
+        + "|---" * 9
+        + "|"
+    )
+    for name in ONE_EACH:
+        z, labels = embeddings(name, kept)
+        for head in HEADS:
+            for way, shot in EPISODES[:2]:
+                cells = measured(answers(z, labels, way, shot, episodes, 0, head), way, shot)
+                print(f"| {name} | `{head}` | {way}, {shot} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     what, kept = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None
     if what == "fit":
         fit(kept)
+        return
+    episodes = int(sys.argv[3]) if len(sys.argv) > 3 else 1000
+    if what == "heads":
+        heads(kept, episodes)
     else:
-        table({"dev": DEV, "test": TEST}[what], kept, int(sys.argv[3]) if len(sys.argv) > 3 else 1000)
+        table({"dev": DEV, "test": TEST}[what], kept, episodes)
 
 
 if __name__ == "__main__":

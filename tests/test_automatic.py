@@ -59,8 +59,9 @@ def test_one_example_of_any_class_or_one_class_keeps_the_default_unasked() -> No
 
 
 def test_candidates_that_say_the_same_keep_the_default() -> None:
-    """Items that are all alike."""
-    choice = choose(Features(DIM), torch.ones(6, DIM), torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    """Two classes of the same items."""
+    z = torch.stack([torch.ones(DIM), torch.arange(float(DIM)), torch.eye(DIM)[0]])
+    choice = choose(Features(DIM), z.repeat(2, 1), torch.tensor([0, 0, 0, 1, 1, 1]), 2)
     assert resolved(choice.method) == DEFAULT
     assert [abs(s.gain) for s in choice.scores] == pytest.approx([0.0] * 4, abs=1e-6)
 
@@ -140,5 +141,19 @@ def test_what_is_looked_at_is_bounded() -> None:
 
 def test_ten_thousand_classes_are_compared_by_what_can_be_fitted_to_them() -> None:
     y = torch.arange(10_000).repeat(2)
-    z = torch.nn.functional.one_hot(y % 8, 8).float()
+    z = torch.nn.functional.one_hot(y % 8, 8) + 0.1 * torch.rand(len(y), 8, generator=torch.Generator().manual_seed(0))
     assert [s.spec for s in choose(Features(8), z, y, 10_000).scores] == candidates(20_000, 10_000, 1.0)
+
+
+def test_copies_of_examples_change_no_choice() -> None:
+    z, y = examples([3] * 6, 5, loud=2.0)
+    once = choose(Features(DIM), z, y, 6)
+    twice = choose(Features(DIM), torch.cat([z, z[:5], z]), torch.cat([y, y[:5], y]), 6)
+    assert twice.scores == once.scores
+    assert choose(Features(DIM), z[:6].repeat(2, 1), torch.arange(6).repeat(2), 6).scores == []
+
+
+def test_what_classes_are_called_changes_no_choice() -> None:
+    y = torch.arange(50).repeat(3)
+    new, counts = torch.from_numpy(np.random.default_rng(0).permutation(50)), torch.full((50,), 3)
+    torch.testing.assert_close(_spread(new[y], counts)[0], _spread(y, counts)[0])

@@ -190,7 +190,29 @@ def test_a_class_of_one_example_is_never_held_out() -> None:
     x, y = clusters(way=3, shot=1)
     method = Prototypical(Features(8))
     assert held_out(method, x, y, 3)[0].shape == (0, 3)
-    assert set(held_out(method, torch.cat([x, x[:1]]), torch.tensor([0, 1, 2, 0]), 3)[1].tolist()) == {0}
+    assert set(held_out(method, torch.cat([x, x[:1] + 1]), torch.tensor([0, 1, 2, 0]), 3)[1].tolist()) == {0}
+
+
+@pytest.mark.parametrize("build", [Prototypical, Ridge])
+def test_copies_of_examples_are_held_out_once_and_not_judged_by_each_other(
+    build: Callable[..., EmbeddingMethod],
+) -> None:
+    x, y = clusters(way=3, shot=3)
+    x = x.float()
+    method: EmbeddingMethod = build(Features(8))
+    once = held_out(method, x, y, 3)
+    twice = held_out(method, torch.cat([x, x[:2] * (1 + 1e-6), x]), torch.cat([y, y[:2], y]), 3)
+    np.testing.assert_array_equal(twice[0], once[0])
+    np.testing.assert_array_equal(twice[1], once[1])
+    assert held_out(method, x[::3].repeat(2, 1), y[::3].repeat(2), 3)[0].shape == (0, 3)
+
+
+def test_what_classes_are_called_changes_no_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multifsl.calibration.LOOKS", 60)  # 5 of 12 classes are looked at
+    x, y = clusters(way=12, shot=2)
+    method = Prototypical(Features(8))
+    new = torch.from_numpy(np.random.default_rng(0).permutation(12))
+    assert unit(method, x, new[y], 12) == pytest.approx(unit(method, x, y, 12), rel=1e-5)
 
 
 def test_calibrate_learns_what_the_data_and_the_method_have_room_for() -> None:

@@ -17,7 +17,7 @@ from multifsl.classifier import FewShotClassifier
 from multifsl.encoder import Encoder
 from multifsl.errors import MultifslError
 from multifsl.open_set import SCORES, Cosine
-from multifsl.rejection import SPREAD, Rate, _trials, learn_rejection
+from multifsl.rejection import Rate, _trials, learn_rejection
 
 UNEQUAL = [3, 1, 2, 5, 1, 4, 2, 3, 2, 2, 6, 3]
 
@@ -75,16 +75,17 @@ def test_no_item_is_scored_by_what_has_seen_it(spied: list[Spied]) -> None:
     cohort = more(30, 1)
     learn_rejection(*tensors(x, y), len(UNEQUAL), torch.from_numpy(cohort), score="cosine")
     label_of = {tuple(row): int(label) for row, label in zip(x.tolist(), y, strict=True)}
-    unknown, known, outside = [], [], set()
-    for score in spied:
+    unknown, known = [], []
+    assert len(spied[0].z) == len(x)  # the score itself; it is asked for its own examples, and what strangers score
+    assert {tuple(row) for part in spied[0].asked for row in part.tolist()} == label_of.keys() | rows(
+        torch.from_numpy(cohort[15:])
+    )
+    for score in spied[1:]:
         assert score.cohort is not None
         learned = rows(score.z)
         assert len(score.y.unique()) == score.n
         for item in (tuple(row) for part in score.asked for row in part.tolist()):
-            if item not in label_of:
-                outside.add(item)
-                assert item not in rows(score.cohort)
-            elif score.n == len(UNEQUAL):
+            if score.n == len(UNEQUAL):
                 known.append(item)
                 assert item not in learned
             else:
@@ -92,7 +93,11 @@ def test_no_item_is_scored_by_what_has_seen_it(spied: list[Spied]) -> None:
                 assert label_of[item] not in {label_of[seen] for seen in learned}
     assert sorted(unknown) == sorted(label_of)  # each once
     assert sorted(known) == sorted(item for item, label in label_of.items() if UNEQUAL[label] > 1)
-    assert len(outside) == 15
+    assert all(
+        len(rows(score.cohort) - rows(torch.from_numpy(cohort[:15]))) == 0
+        for score in spied
+        if score.cohort is not None
+    )
 
 
 @pytest.mark.parametrize("false_accept", [0.02, 0.3])
@@ -109,12 +114,19 @@ def test_the_threshold_is_its_formula(false_accept: float, with_cohort: bool, sp
     means = unit(np.stack([unit(x[y == k]).mean(0) for k in range(6)]))
     pairs = np.array([[q @ means[k] for k in range(6) if k != label] for q, label in zip(unit(x), y, strict=True)])
     outside = unit(cohort[len(cohort) // 2 :]) @ means.T
-    z = SPREAD * stats.norm.isf(false_accept)
-    overall, single = pairs.max(1), pairs.ravel()
-    want = [overall.mean() + z * overall.std(), single.mean() + z * single.std()]
-    if with_cohort:
-        found = [np.quantile(part, 1 - false_accept) for part in (outside.max(1), outside.ravel())]
-        want = [max(pair) for pair in zip(want, found, strict=True)]
+    own = np.median((unit(x) @ means.T).max(1))
+    want = []
+    for scores, strangers in ((pairs.max(1), outside.max(1)), (pairs.ravel(), outside.ravel())):
+        usual = 0.1 * (own - scores.mean())
+        if with_cohort:  # 20 items, as two classes
+            free, squares = 6 - 1 + 3 + 2, 6 * scores.var() + 3 * usual**2 + 2 * strangers.var()
+        else:
+            free, squares = 6 - 1 + 3, 6 * scores.var() + 3 * usual**2
+        reach = 1.15 * stats.t.isf(false_accept, free) * np.sqrt(squares / free * (1 + 1 / 6))
+        want.append(scores.mean() + usual / 5 + reach)
+        if with_cohort:
+            count = len(strangers)
+            want[-1] = max(want[-1], np.quantile(strangers, min(1.0, (count + 1) * (1 - false_accept) / count)))
     np.testing.assert_allclose([got.threshold, got.claim], want, rtol=1e-6)
 
 
@@ -126,6 +138,68 @@ def test_as_many_unknown_items_are_accepted_as_asked_for(asked: float) -> None:
         rejection = learn_rejection(*tensors(x, y), 10, false_accept=asked)
         realised.append(float(rejection.known(torch.from_numpy(more(20, 15)))[1].double().mean()))
     assert asked / 2 <= np.median(realised) <= asked * 2
+
+
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (2, 5), (3, 1), (3, 5), (5, 5)])
+def test_few_classes_let_no_crowd_in(n: int, k: int) -> None:
+    """Two classes are each scored against the other alone, nearly alike: what they differ by tells nothing of strangers."""
+    realised, held, refused = [], [], []
+    for seed in range(12):
+        x, y, more = clouds([k + 5] * n, seed=seed, within=0.3)
+        new = np.arange(len(x)) % (k + 5) < k
+        found = learn_rejection(*tensors(x[new], y[new]), n)
+        realised.append(float(found.known(torch.from_numpy(more(10, 10)))[1].double().mean()))
+        refused.append(1 - float(found.known(torch.from_numpy(x[~new]))[1].double().mean()))
+        rate = found.reliability.false_accept
+        assert rate is not None
+        held.append(rate.low <= realised[-1] <= rate.high)
+        assert any("classes tell little" in note for note in found.reliability.notes) == (n < 5)
+    assert np.median(realised) <= 0.1
+    assert np.mean(held) >= 0.75
+    assert np.median(refused) <= 0.2
+
+
+def test_intervals_are_wider_where_less_was_seen() -> None:
+    def width(n: int, background: int = 0) -> float:
+        x, y, more = clouds([3] * n)
+        cohort = torch.from_numpy(more(background, 1)) if background else None
+        rate = learn_rejection(*tensors(x, y), n, cohort, score="cosine").reliability.false_accept
+        assert rate is not None
+        return rate.high - rate.low
+
+    assert width(2) > 1.5 * width(5) > 1.5 * width(20)
+    assert width(2) > width(2, background=40) > width(2, background=400)
+
+
+def test_with_one_example_a_class_the_background_sets_the_threshold() -> None:
+    x, y, more = clouds([1] * 8)
+    cohort = torch.from_numpy(more(80, 1))
+    found = learn_rejection(*tensors(x, y), 8, cohort, score="cosine")
+    strangers = Cosine(*tensors(x, y), 8, None)(cohort[40:]).amax(1).numpy()
+    assert found.threshold == pytest.approx(np.quantile(strangers, 0.95 * 41 / 40))
+    assert any("set by the background alone" in note for note in found.reliability.notes)
+    few = learn_rejection(*tensors(x, y), 8, cohort[:20], score="cosine").reliability.notes
+    assert any("10 items, is too few to tell a rate of 5.0%: give 38 items or more" in note for note in few)
+    assert not any("background alone" in note for note in few)
+
+
+def test_copies_of_examples_change_nothing() -> None:
+    x, y, _ = clouds([3] * 6)
+    once = learn_rejection(*tensors(x, y), 6)
+    again, labels = np.concatenate([x, x[:4] * (1 + 1e-7), x]), np.concatenate([y, y[:4], y])
+    twice = learn_rejection(*tensors(again, labels), 6)
+    assert (twice.threshold, twice.claim) == (once.threshold, once.claim)
+    note = "22 of the examples are copies of others of their class: what is there twice is counted once"
+    assert twice.reliability == once.reliability._replace(notes=[note, *once.reliability.notes])
+    assert learn_rejection(*tensors(x[::3].repeat(2, 0), y[::3].repeat(2)), 6).reliability.false_reject is None
+
+
+def test_what_classes_are_called_changes_no_threshold() -> None:
+    x, y, _ = clouds([3] * 24)
+    new = np.random.default_rng(0).permutation(24)
+    one, other = learn_rejection(*tensors(x, y), 24), learn_rejection(*tensors(x, new[y]), 24)
+    assert other.threshold == pytest.approx(one.threshold, rel=1e-9)
+    assert other.claim == pytest.approx(one.claim, rel=1e-9)
 
 
 def test_known_items_are_accepted() -> None:
@@ -461,6 +535,17 @@ def test_a_class_of_many_examples_counts_as_one() -> None:
     even = torch.cat([torch.arange(k * 60, k * 60 + 5) for k in range(6)])
     one, other = (learn_rejection(z[i], y[i], 6, score="cosine").threshold for i in (few, even))
     assert abs(one - other) < 0.1
+
+
+def test_the_rate_of_accepted_items_is_one_over_classes() -> None:
+    z, y = groups_of(6, 60)
+    few = torch.cat([torch.arange(60), *(torch.arange(k * 60, k * 60 + 5) for k in range(1, 6))])
+    trials = _trials(SCORES["cosine"], z[few], y[few], 6, None)
+    threshold = float(np.median(trials.unknown))
+    rate = learn_rejection(z[few], y[few], 6, score="cosine", reject=threshold).reliability.false_accept
+    by_class = [(trials.unknown[trials.label == k] >= threshold).mean() for k in range(6)]
+    assert rate is not None and rate.estimate == pytest.approx(np.mean(by_class))
+    assert abs(rate.estimate - 0.5) > 0.01  # that of items
 
 
 def test_no_class_gets_the_label_of_unknown_items() -> None:
