@@ -67,10 +67,16 @@ class Bank:
         cls, encoder: Encoder, items: Items, *, device: torch.device | str = "cpu", progress: Progress | None = None
     ) -> "Bank":
         """Decode every item; those that cannot be read are left out with one warning that counts and names them."""
-        loaded, kept = load_all(encoder, items.items, progress=progress)
-        items = select(items, kept)
-        x = collate_blocks(encoder, loaded)
-        return cls(map_inputs(lambda leaf: leaf.to(device), x), items)
+        bad, kept, loaded, blocks = list[str](), list[int](), list[Any](), list[Inputs]()
+        for i, item in scan(encoder.load, items.items, bad, progress):
+            kept.append(i)
+            loaded.append(item)
+            if len(loaded) == BLOCK:  # now: a million small arrays would take more than the bank
+                blocks.append(collate_blocks(encoder, loaded))
+        _report_bad(bad, len(items.labels))
+        if loaded:
+            blocks.append(collate_blocks(encoder, loaded))
+        return cls(map_inputs(lambda leaf: leaf.to(device), pad_together(blocks)), select(items, kept))
 
     def gather(self, rows: np.ndarray) -> Inputs:
         """Inputs [B, *] of some rows, padded no further than the longest of them."""

@@ -36,6 +36,7 @@ from multifsl.task import SPLITS, Chain, Items, Task, check_split
 DEFAULT_METHOD = "prototypical(distance='cosine')"
 BASE_ITEMS = 2000  # of the train classes, for methods that want to see them
 CHUNK = 32  # episodes solved together: small enough to stay in the cache, large enough to hide the dispatch
+DRAWN = 4 * CHUNK  # episodes drawn together
 MOST_BYTES = (
     2**24
 )  # of logits of float32 that are solved together: some ten times as many are taken while they are read
@@ -512,6 +513,12 @@ def blocks(tasks: Tasks | list[Indices], episodes: int) -> Iterator[Sequence[Ind
     if isinstance(sampler, EpisodeSampler) and sampler.varies:
         each = [tasks.tasks(step, 1)[0] for step in range(episodes)]
         yield from of_one_shape(sorted(each, key=lambda task: (len(task.classes), len(task.support))), CHUNK)
+        return
+    if isinstance(tasks, EpisodeSampler):
+        for start in range(0, episodes, DRAWN):
+            places = np.arange(start, min(start + DRAWN, episodes))
+            drawn = tasks.drawn(places // CHUNK, places % CHUNK)
+            yield from (drawn[i : i + CHUNK] for i in range(0, len(drawn), CHUNK))
         return
     for step, start in enumerate(range(0, episodes, CHUNK)):
         yield tasks.tasks(step, min(CHUNK, episodes - start))

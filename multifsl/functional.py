@@ -17,6 +17,8 @@ from torch import Tensor
 
 from multifsl.errors import MultifslError
 
+FEW_CLASSES, FEW_ROWS = 32, 256  # of which a matrix product makes the same sums in less time than row by row
+
 
 def full_precision(x: Tensor) -> Tensor:
     """bfloat16 and float16 as float32; float32 and float64 as they are."""
@@ -38,6 +40,10 @@ def class_sums(x: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
     """
     valid = y >= 0
     x = full_precision(x).where(valid.unsqueeze(1), 0.0)  # not a product: a padding row may hold NaN
+    if n_classes <= FEW_CLASSES and len(x) <= FEW_ROWS:  # under torch.vmap, index_add would be a loop over tasks
+        here = memberships(y, n_classes).T.to(x.dtype)  # [N, S]
+        with without_autocast(x):
+            return here @ x, here.sum(1)
     sums = x.new_zeros(n_classes, x.shape[1]).index_add(0, y.clamp(min=0), x)
     counts = x.new_zeros(n_classes).index_add(0, y.clamp(min=0), valid.to(x.dtype))
     return sums, counts
@@ -217,6 +223,26 @@ def places_in_class(y: Tensor) -> Tensor:
     place = torch.empty_like(y)
     place[order] = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[y[order]]
     return place
+
+
+def distinct(x: Tensor, y: Tensor) -> Tensor:
+    """Which rows of x [S, D] are the first of their like in their class: bool [S] of labels y [S], all from 0.
+
+    Rows count as the same up to what rounding makes of one item that is embedded twice, 1e-5 of their length.
+
+    >>> distinct(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [1.0, 2.0]]), torch.tensor([0, 0, 0, 1]))
+    tensor([ True,  True, False,  True])
+    """
+    x = full_precision(x)
+    along = highest_precision(x) @ highest_precision(torch.arange(x.shape[1], device=x.device).cos())
+    order = along.argsort(stable=True)  # rows that are the same stand together, whatever the direction
+    order = order[y[order].argsort(stable=True)]
+    one, next_one = x[order[:-1]], x[order[1:]]
+    new = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    new[1:] = (y[order[1:]] != y[order[:-1]]) | ((next_one - one).norm(dim=1) > 1e-5 * one.norm(dim=1))
+    like = new.cumsum(0) - 1
+    first = torch.full_like(order, len(x)).scatter_reduce(0, like, order, "amin")[: int(new.sum())]
+    return torch.zeros_like(new).index_fill(0, first, True)
 
 
 class Examples(NamedTuple):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from multifsl.bank import Bank
 from multifsl.encoder import Features
-from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, distinct, trim
+from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, Streams, distinct, trim
 from multifsl.errors import MultifslError
 from multifsl.task import Items
 
@@ -75,12 +75,28 @@ def test_steps_tasks_and_seeds_differ_and_ranks_share_a_step() -> None:
 def test_distinct_numbers_are_numpys(seed: int, count: int, more: list[int]) -> None:
     """What each generator's own `choice` draws, down to sizes of which all are drawn, and its state after."""
     sizes = count + np.array([more, more[::-1]]) * 300
-    rngs, twins = ([np.random.default_rng((seed, t)) for t in range(2)] for _ in range(2))
-    found = distinct(rngs, sizes, count)
-    for t, twin in enumerate(twins):
+    streams, twins = Streams([seed, np.arange(2)]), [np.random.default_rng((seed, t)) for t in range(2)]
+    found = distinct(streams.upto, sizes, count)
+    after = streams.fractions()
+    for t in np.flatnonzero(streams.sure):
         for r, size in enumerate(sizes[t]):
-            assert found[t, r].tolist() == twin.choice(size, count, replace=False).tolist()
-        assert rngs[t].random() == twin.random()
+            assert found[t, r].tolist() == twins[t].choice(size, count, replace=False).tolist()
+        assert after[t] == twins[t].random()
+
+
+@pytest.mark.parametrize(("most", "fewest"), [(0, 100), (599, 100), (10**9, 10)])
+def test_streams_are_numpys_generators_or_say_so(most: int, fewest: int) -> None:
+    """Towards 2^32 numpy draws many a number anew."""
+    streams = Streams([2**33, 7, np.arange(100), 1])
+    halves = streams.fractions()
+    bounds = np.full((3, 100), most)
+    found = [streams.upto(bounds), streams.upto(bounds[:2])]
+    assert streams.sure.sum() >= fewest
+    for t in np.flatnonzero(streams.sure).tolist():
+        twin = np.random.default_rng((2**33, 7, t, 1))
+        assert halves[t] == twin.random()
+        for part in found:
+            assert part[:, t].tolist() == twin.integers(0, bounds[: len(part), t], endpoint=True).tolist()
 
 
 @pytest.mark.parametrize("options", [{}, {"shot": (1, 3)}, {"sources": np.repeat([0, 1], 6)}, {"shot": 60, "query": 5}])
