@@ -81,7 +81,7 @@ class Bank:
     def gather(self, rows: np.ndarray) -> Inputs:
         """Inputs [B, *] of some rows, padded no further than the longest of them."""
         index = torch.from_numpy(rows).to(self.device, non_blocking=True)
-        x = map_inputs(lambda leaf: leaf[index], self.x)
+        x = map_inputs(lambda leaf: leaf.index_select(0, index), self.x)  # a quarter of the time of leaf[index]
         return x if self.lengths is None else trim(x, int(self.lengths[rows].max()))
 
     def episodes(self, tasks: Sequence[Indices], *, n_classes: int = 0) -> Episode:

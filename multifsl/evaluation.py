@@ -573,8 +573,10 @@ def solve(
     out: list[Tensor] = []
     diverged: list[Tensor] = []
     for _, logits, y in solved(method, bank, tasks, episodes, progress):
-        lost = ~logits.amax(2).isfinite()  # [T, Q]: no number is the highest
-        out.append(accuracy(logits.masked_fill(lost.unsqueeze(2), 0.0), y))
+        highest, picked = logits.max(2)  # [T, Q]
+        lost = ~highest.isfinite()  # no number is the highest: such an answer is the first class, and right by chance
+        right = (picked.masked_fill(lost, 0) == y) & (y >= 0)
+        out.append(right.sum(1) / (y >= 0).sum(1).clamp(min=1))
         diverged.append(lost.any(1))
     _warn_of_diverged(int(torch.cat(diverged).sum()), episodes)
     return torch.cat(out).cpu().double().numpy()

@@ -63,8 +63,8 @@ class Logistic(EmbeddingMethod):
         normalise: whether embeddings are brought to length 1.
         scale: what the regression's logits are multiplied by, a number above 0, or "learned", trained from 10. It changes no
             answer, but how sure it is: the regression's own probabilities, those of 1, are near even with few examples of length 1.
-        iterations: Newton steps. 5 are enough for embeddings of length 1 and c = 1, and 15 for c times the squared length up to
-            about 1e5.
+        iterations: Newton steps. None: 5, which are enough for embeddings of length 1 and c up to 1, or else 15, which are enough
+            for c times the squared length up to about 1e5.
 
     >>> from multifsl.encoder import Features
     >>> method = Logistic(Features(2), scale=1.0)
@@ -84,12 +84,13 @@ class Logistic(EmbeddingMethod):
         balanced: bool = True,
         normalise: bool = True,
         scale: float | Literal["learned"] = "learned",
-        iterations: int = 15,
+        iterations: int | None = None,
     ) -> None:
         super().__init__(encoder)
         check_positive(c=c)
         check_flags(balanced=balanced, normalise=normalise)
-        check_counts(iterations=iterations)
+        if iterations is not None:
+            check_counts(iterations=iterations)
         self.c, self.balanced, self.normalise, self.iterations = c, balanced, normalise, iterations
         self.number_or_learned("scale", scale, 10.0)
 
@@ -143,7 +144,7 @@ class Logistic(EmbeddingMethod):
 
         a, b = torch.zeros_like(target), torch.zeros_like(target[:, 0])
         with torch.no_grad():
-            for _ in range(self.iterations):
+            for _ in range(self.iterations or (5 if self.normalise and self.c <= 1 else 15)):
                 p, error = gap(fixed, a, b)
                 da, db = _newton_step(fixed, c * p, error, valid, present)
                 f, df = a @ fixed + b.unsqueeze(1), da @ fixed + db.unsqueeze(1)
