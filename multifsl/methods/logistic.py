@@ -41,6 +41,7 @@ from multifsl.functional import (
 from multifsl.method import EmbeddingMethod
 from multifsl.options import check_counts, check_flags, check_positive
 
+EASY = 128  # c times the support items; beyond, one class of many items against many of few may need more steps
 STEP_LENGTHS = 6  # a step is halved up to five times, until it does not lead uphill
 
 
@@ -63,8 +64,8 @@ class Logistic(EmbeddingMethod):
         normalise: whether embeddings are brought to length 1.
         scale: what the regression's logits are multiplied by, a number above 0, or "learned", trained from 10. It changes no
             answer, but how sure it is: the regression's own probabilities, those of 1, are near even with few examples of length 1.
-        iterations: Newton steps. None: 5, which are enough for embeddings of length 1 and c up to 1, or else 15, which are enough
-            for c times the squared length up to about 1e5.
+        iterations: Newton steps. None: 5, which are enough for embeddings of length 1 and c times the number of support items up
+            to 128, or else 15, which are enough for c times the squared length up to about 1e5.
 
     >>> from multifsl.encoder import Features
     >>> method = Logistic(Features(2), scale=1.0)
@@ -142,9 +143,11 @@ class Logistic(EmbeddingMethod):
             p = log_p(a @ k + b.unsqueeze(1)).exp().where(present.unsqueeze(1) & valid, 0.0)
             return p, c * (target - p) - a
 
+        easy = self.normalise and self.c * len(y) <= EASY
+        steps = self.iterations or (5 if easy else 15)
         a, b = torch.zeros_like(target), torch.zeros_like(target[:, 0])
         with torch.no_grad():
-            for _ in range(self.iterations or (5 if self.normalise and self.c <= 1 else 15)):
+            for _ in range(steps):
                 p, error = gap(fixed, a, b)
                 da, db = _newton_step(fixed, c * p, error, valid, present)
                 f, df = a @ fixed + b.unsqueeze(1), da @ fixed + db.unsqueeze(1)

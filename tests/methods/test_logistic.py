@@ -11,7 +11,7 @@ from torch import Tensor
 from multifsl.encoder import Features
 from multifsl.episode import Batch, Episode
 from multifsl.errors import MultifslError
-from multifsl.methods.logistic import Logistic
+from multifsl.methods.logistic import EASY, Logistic
 from multifsl.registry import build
 from tests.reference import logistic as reference
 from tests.reference import prototypical
@@ -187,3 +187,15 @@ def test_a_class_of_one_example_among_classes_of_five_is_found() -> None:
         method = Logistic(Features(8), balanced=balanced)
         answer = method.classify(method.adapt(Batch(x, y), torch.ones(4, dtype=torch.bool)), x[-1:]).argmax()
         assert (int(answer) == 3) == balanced
+
+
+@pytest.mark.parametrize(("way", "shots", "c"), [(2, 60, 1.0), (5, 22, 1.0), (20, 4, 1.0), (5, 4, 4.0), (2, 1, 40.0)])
+def test_five_steps_are_enough_where_they_are_taken(way: int, shots: int, c: float) -> None:
+    """Of tight classes, whose kernel is near singular, with one class of many examples against one example of each other."""
+    rng = np.random.default_rng(way)
+    y = np.concatenate([np.zeros(way * shots, dtype=np.int64), np.arange(1, way)])
+    x = torch.from_numpy(rng.normal(size=(way, 16))[y] + 0.05 * rng.normal(size=(len(y), 16)))
+    support, present = Batch(x, torch.from_numpy(y)), torch.ones(way, dtype=torch.bool)
+    assert c * len(y) <= EASY
+    few, many = (Logistic(Features(16), c=c, iterations=n).double().adapt(support, present) for n in (None, 30))
+    torch.testing.assert_close(few.weight, many.weight, rtol=0, atol=1e-6 * float(many.weight.abs().max()))
