@@ -197,12 +197,15 @@ def test_unknown_queries_do_not_count(spec: str) -> None:
 
 
 def learners() -> list[Any]:
-    """All specs in all modalities; inner loops through a speech encoder take long, and are left to the slow tests."""
-    found = []
+    """All specs in all modalities. Left to the slow tests: variants of a method where it is not on features, and inner loops
+    through a speech encoder."""
+    found, met = [], set()
     for spec in SPECS:
-        adapts = issubclass(registry.find("methods", registry.parse(spec)[0].name), AdaptationMethod)
+        name = registry.parse(spec)[0].name
+        adapts = issubclass(registry.find("methods", name), AdaptationMethod)
         for modality in toys.MODALITIES:
-            slow = adapts and modality == "speech"
+            slow = (adapts and modality == "speech") or ((name, modality) in met and modality != "features")
+            met.add((name, modality))
             found.append(pytest.param(spec, modality, marks=pytest.mark.slow if slow else ()))
     return found
 
