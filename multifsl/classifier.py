@@ -316,7 +316,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """How much each item looks like one of any known class, [Q]; larger is more alike (`multifsl.open_set`, `reject_by`)."""
         now = self._now
         rejection = self._rejection(now, reject=0.0 if now.alone else None)  # a score needs no threshold
-        parts = [rejection.known(now.embedded(x, self.batch_size))[0] for x in self._queries(now, X)]
+        parts = [rejection.scores(now.embedded(x, self.batch_size)) for x in self._queries(now, X)]
         scores: np.ndarray = torch.cat(parts).cpu().double().numpy()
         return scores
 
@@ -622,7 +622,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not labels_alone:
                 odds.append(softened(logits, now.calibrated.temperature))
             if rejection is not None:
-                scores.append(rejection.known(now.embedded(x, self.batch_size))[0].cpu().double().numpy())
+                scores.append(rejection.scores(now.embedded(x, self.batch_size)).cpu().double().numpy())
         labels = now.classes[np.concatenate(best)]
         known, score = np.ones(len(labels), dtype=bool), None
         if rejection is not None:

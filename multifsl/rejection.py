@@ -11,12 +11,13 @@ The first is the upper prediction bound for one class more (Hahn, Meeker: Statis
 1 - alpha. A handful of classes tells little of how much classes differ, and two, of which each is scored against the other, next
 to nothing. So sd is as if three classes more had been seen, which differ as is usual: by a tenth of the gap between the mean and
 what the classes' own examples score, once learned from; and, with a cohort, a class more for each ten of its items, which differ
-as those do. As a stranger is scored against one class more than a class that was left out, the mean is moved by a tenth of the
-gap over N - 1. These numbers were chosen on development sets (docs/recognition.md).
+as those do. Nothing says that a cohort of less than 500 items is of many classes: it counts as three at most. As a stranger is
+scored against one class more than a class that was left out, the mean is moved by a tenth of the gap over N - 1. These numbers
+were chosen on development sets (docs/recognition.md).
 
 A class whose left-out examples score as known ones do, half of them at least, is a twin of another: it says nothing of unknown
-classes, is not counted for the threshold, and stands in `overlaps`. Where no class has two examples the cohort alone tells the
-threshold, if it is large enough for the rate. Examples that are the same are counted once.
+classes, is not counted for the threshold, and stands in `overlaps`. Where no class has two examples a cohort of 500 items or more
+tells the threshold alone, if it is large enough for the rate. Examples that are the same are counted once.
 
 How often a known item is refused is estimated by leaving examples out: a fold leaves out one of each class, so that the others
 are one fewer. Rates are given with 90 % intervals for what the next ten unknown classes will show, not for the mean over all
@@ -27,8 +28,8 @@ Shape letters: S examples, N classes, B cohort items, D embedding width.
 
 import math
 import numbers
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -51,8 +52,10 @@ LITTLE = 5  # classes, of which fewer tell little without a cohort
 ASKED = 50  # items, as on which the rate counts that a threshold was set for
 # How rates scatter from one set of ten unknown classes to another, and from one set of known ones, as if each had been counted
 # on so many items (beta distributions; development sets, docs/recognition.md). Of accepted ones, on half as many with HALF known
-# classes; ITEMS of the cohort tell as much as a class.
+# classes. ITEMS of the cohort tell as much as a class; where fewer than MANY are held out, all of them as KINDS classes at most:
+# they may be of few, the very ones that the score was learned from.
 ACCEPT_COUNT, HALF, ITEMS, REJECT_COUNT = 9.0, 5, 10, 15.0
+MANY, KINDS = 250, 3
 
 
 class Rate(NamedTuple):
@@ -83,19 +86,55 @@ class Reliability(NamedTuple):
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class Rejection:
-    """A learned score with its thresholds: `threshold` for "of any class?", `claim` for "of this class?"."""
+class Bars(NamedTuple):
+    """What trials tell of a score."""
 
-    score: Score
     threshold: float
     claim: float
     reliability: Reliability
 
+
+class Rejection:
+    """A learned score with its thresholds: `threshold` for "of any class?", `claim` for "of this class?"; and its `reliability`.
+
+    The trials, which cost many times as much as the score, are made when what hangs on them is first read; by one thread, others
+    that read it meanwhile wait.
+
+    own: the threshold, where no trial tells it.
+    """
+
+    def __init__(self, score: Score, own: float | None, find: Callable[[], Bars]) -> None:
+        self.score, self._own, self._find, self._lock = score, own, find, threading.Lock()
+        self._found: Bars | None = None
+
+    @property
+    def threshold(self) -> float:
+        return self._told.threshold if self._own is None else self._own
+
+    @property
+    def claim(self) -> float:
+        return self._told.claim
+
+    @property
+    def reliability(self) -> Reliability:
+        return self._told.reliability
+
+    def scores(self, z: Tensor) -> Tensor:
+        """How much embeddings z [Q, D] look like any known class, [Q]."""
+        return highest_precision(self.score.overall(self.score(z)))  # as the threshold, a Python number, is
+
     def known(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The scores [Q] of embeddings z [Q, D], and which of the items are of a known class, bool [Q]."""
-        scores = highest_precision(self.score.overall(self.score(z)))  # as the threshold, a Python number, is
+        scores = self.scores(z)
         return scores, scores >= self.threshold
+
+    @property
+    def _told(self) -> Bars:
+        with self._lock:
+            if self._found is None:
+                self._found = self._find()
+                del self._find  # and the examples that it holds
+            return self._found
 
 
 class Trials(NamedTuple):
@@ -153,7 +192,9 @@ def learn_rejection(
         )
     z = full_precision(z)
     kept = distinct(z, y)
-    copies, z, y = int((~kept).sum()), z[kept], y[kept]
+    copies = int((~kept).sum())
+    if copies:
+        z, y = z[kept], y[kept]
     if kind is Mixed and len(z) > EXACT:  # now, so that folds, which have fewer, go by the same score
         kind = Whitened
     held: Tensor | None = None
@@ -163,13 +204,30 @@ def learn_rejection(
         chosen = torch.linspace(0, len(cohort) - 1, most, dtype=torch.float64).round().long()
         cohort = full_precision(cohort[chosen.to(cohort.device)])
         cohort, held = cohort[: most // 2], cohort[most // 2 :]
-    learned = kind(z, y, n, cohort)
+    learned, own = kind(z, y, n, cohort), None if reject == "auto" else float(reject)
+    return Rejection(learned, own, lambda: _bars(kind, learned, z, y, n, cohort, held, own, false_accept, copies))
+
+
+@torch.inference_mode()
+def _bars(
+    kind: type[Score],
+    learned: Score,
+    z: Tensor,
+    y: Tensor,
+    n: int,
+    cohort: Tensor | None,
+    held: Tensor | None,
+    reject: float | None,
+    false_accept: float,
+    copies: int,
+) -> Bars:
+    """What trials tell, and the half of the cohort that the score was not learned from, `held`. reject: a threshold to keep."""
     trials = _trials(kind, z, y, n, cohort)
     strangers = None if held is None else torch.cat([learned(part) for part in held.split(256)])
     outside = None if strangers is None else learned.overall(strangers).cpu().numpy()
     alike, weight = trials.alike, 1 / np.bincount(trials.label, minlength=n)[trials.label]
     others = trials.label >= 0 if alike.all() else ~alike
-    alone = held is not None and not len(trials.known) and (len(held) + 1) * false_accept >= 1
+    alone = held is not None and not len(trials.known) and len(held) >= max(MANY, 1 / false_accept - 1)
     if alone:
         others = np.zeros_like(others)
     some = torch.linspace(0, len(z) - 1, min(len(z), ENOUGH), dtype=torch.float64).long().to(z.device)
@@ -181,7 +239,7 @@ def learn_rejection(
         """The threshold that scores of left-out classes and of the cohort ask for."""
         found = []
         if len(unknown):
-            classes, seen = len(np.unique(trials.label[others])), 0 if held is None else len(held) / ITEMS
+            classes, seen = len(np.unique(trials.label[others])), 0.0 if held is None else _worth(len(held))
             mean = float(np.average(unknown, weights=weights))
             usual = USUAL * max(own - mean, 0.0)
             squares = classes * np.average((unknown - mean) ** 2, weights=weights) + PRIOR * usual**2
@@ -194,7 +252,7 @@ def learn_rejection(
             found.append(float(np.quantile(outside, min(1.0, (1 - false_accept) * (1 + 1 / len(outside))))))
         return max(found, default=float("nan"))
 
-    threshold = bar(trials.unknown[others], weight[others], outside) if reject == "auto" else float(reject)
+    threshold = bar(trials.unknown[others], weight[others], outside) if reject is None else reject
     pairs = trials.pairs[others]
     each = np.broadcast_to(weight[others][:, None], pairs.shape)[~np.isnan(pairs)]
     claim = bar(pairs[~np.isnan(pairs)], each, None if strangers is None else strangers.cpu().numpy().ravel())
@@ -203,11 +261,9 @@ def learn_rejection(
         notes.append(
             f"{copies} of the examples are copies of others of their class: what is there twice is counted once"
         )
-    if alone and reject == "auto":
+    if alone and reject is None:
         notes.append("one example a class: the threshold is set by the background alone")
-    return Rejection(
-        learned, threshold, claim, _reliability(trials, outside, threshold, n, y, false_accept, reject, notes)
-    )
+    return Bars(threshold, claim, _reliability(trials, outside, threshold, n, y, false_accept, reject, notes))
 
 
 def check_share(false_accept: float) -> None:
@@ -280,7 +336,7 @@ def _reliability(
     n: int,
     y: Tensor,
     false_accept: float,
-    reject: Literal["auto"] | float,
+    reject: float | None,
     notes: list[str],
 ) -> Reliability:
     accept = refuse = None
@@ -291,21 +347,21 @@ def _reliability(
         weight = 1 / np.bincount(trials.label)[trials.label]
         found.append((float(np.average(trials.unknown >= threshold, weights=weight)), looked))
     if found:
-        asked = ASKED if reject == "auto" else 0
+        asked = ASKED if reject is None else 0
         estimate = max((share * count + false_accept * asked) / (count + asked) for share, count in found)
         # A cohort that nothing was compared with tells how alike its items are, not whether strangers are like them.
-        told = looked + (held / ITEMS if looked and len(trials.known) else min(held / ITEMS, HALF))
+        told = looked + (_worth(held) if looked and len(trials.known) else min(_worth(held), HALF))
         accept = _rate(estimate, ACCEPT_COUNT * told / (told + HALF))
     else:
         notes.append("nothing tells how often unknown items are accepted: give more classes, or a background")
     if outside is None:
         notes.append("there is no background: unknown items are taken to be like items of your other classes")
-        if 1 < n < LITTLE and reject == "auto":
+        if 1 < n < LITTLE and reject is None:
             notes.append(
                 f"{n} classes tell little of what is unknown: the threshold is set high, so that more known items are refused, "
                 "and the rate is a rough one; fit(..., background=items) helps most, more classes do too"
             )
-    elif reject == "auto" and (held + 1) * false_accept < 1:
+    elif reject is None and (held + 1) * false_accept < 1:
         notes.append(
             f"half of the background, {held} items, is too few to tell a rate of {false_accept:.1%}: "
             f"give {2 * math.ceil(1 / false_accept - 1)} items or more"
@@ -325,6 +381,11 @@ def _reliability(
         notes.append("some classes look like others, see the overlaps: they were not counted for the threshold")
     bar = min(threshold, float(np.median(trials.known))) if len(trials.known) else threshold
     return Reliability(accept, refuse, _overlaps(trials, bar), notes)
+
+
+def _worth(held: int) -> float:
+    """As how many classes so many held-out items of a cohort count."""
+    return held / ITEMS if held >= MANY else min(held / ITEMS, KINDS)
 
 
 def _rate(estimate: float, count: float) -> Rate:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from multifsl import learned
+from multifsl import learned, rejection
 from multifsl.bank import pad_together
 from multifsl.classifier import FewShotClassifier
 from multifsl.encoder import Encoder
@@ -307,23 +307,28 @@ def test_passes_side_by_side_leave_each_other_and_the_encoder_alone(spec: str) -
         assert all(torch.equal(after[name], value) for name, value in weights.items())
 
 
-def test_what_a_change_costs_is_paid_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    learn, calls = learn_rejection, []
+@pytest.mark.parametrize("reject", ["auto", 0.5])
+def test_what_a_change_costs_is_paid_by_one_thread(monkeypatch: pytest.MonkeyPatch, reject: Any) -> None:
+    calls = []
 
-    def slowly(*args: Any, **kwargs: Any) -> Any:
-        calls.append(threading.get_ident())
-        time.sleep(0.05)
-        return learn(*args, **kwargs)
+    def slow(name: str, step: Any) -> Any:
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            time.sleep(0.05)
+            return step(*args, **kwargs)
 
-    monkeypatch.setattr(learned, "learn_rejection", slowly)
+        return slowly
+
+    monkeypatch.setattr(learned, "learn_rejection", slow("score", learn_rejection))
+    monkeypatch.setattr(rejection, "_trials", slow("trials", rejection._trials))
     X = np.eye(3).repeat(2, 0)
-    model = FewShotClassifier(reject=0.5).fit(X, list("aabbcc")).enroll("a", X[:1])
+    model = FewShotClassifier(reject=reject).fit(X, list("aabbcc")).enroll("a", X[:1])
     threads = [threading.Thread(target=model.predict, args=(X,)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(calls) == 1
+    assert calls == (["score", "trials"] if reject == "auto" else ["score"])
 
 
 # ---- cost ----

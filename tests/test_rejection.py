@@ -73,7 +73,9 @@ def rows(x: Tensor) -> set[tuple[float, ...]]:
 def test_no_item_is_scored_by_what_has_seen_it(spied: list[Spied]) -> None:
     x, y, more = clouds(UNEQUAL)
     cohort = more(30, 1)
-    learn_rejection(*tensors(x, y), len(UNEQUAL), torch.from_numpy(cohort), score="cosine")
+    found = learn_rejection(*tensors(x, y), len(UNEQUAL), torch.from_numpy(cohort), score="cosine")
+    assert len(spied) == 1 and not spied[0].asked  # trials wait
+    assert np.isfinite(found.threshold)
     label_of = {tuple(row): int(label) for row, label in zip(x.tolist(), y, strict=True)}
     unknown, known = [], []
     assert len(spied[0].z) == len(x)  # the score itself; it is asked for its own examples, and what strangers score
@@ -101,11 +103,11 @@ def test_no_item_is_scored_by_what_has_seen_it(spied: list[Spied]) -> None:
 
 
 @pytest.mark.parametrize("false_accept", [0.02, 0.3])
-@pytest.mark.parametrize("with_cohort", [True, False])
-def test_the_threshold_is_its_formula(false_accept: float, with_cohort: bool, spied: list[Spied]) -> None:
+@pytest.mark.parametrize(("background", "as_classes"), [(0, 0), (40, 2), (200, 3), (500, 25)])
+def test_the_threshold_is_its_formula(false_accept: float, background: int, as_classes: int) -> None:
     x, y, more = clouds([3] * 6)  # up to ten classes, each is left out alone
-    cohort = more(40, 1) + 0.3
-    given = torch.from_numpy(cohort) if with_cohort else None
+    cohort = more(background, 1) + 0.3
+    given = torch.from_numpy(cohort) if background else None
     got = learn_rejection(*tensors(x, y), 6, given, score="cosine", false_accept=false_accept)
 
     def unit(a: np.ndarray) -> np.ndarray:
@@ -118,13 +120,12 @@ def test_the_threshold_is_its_formula(false_accept: float, with_cohort: bool, sp
     want = []
     for scores, strangers in ((pairs.max(1), outside.max(1)), (pairs.ravel(), outside.ravel())):
         usual = 0.1 * (own - scores.mean())
-        if with_cohort:  # 20 items, as two classes
-            free, squares = 6 - 1 + 3 + 2, 6 * scores.var() + 3 * usual**2 + 2 * strangers.var()
-        else:
-            free, squares = 6 - 1 + 3, 6 * scores.var() + 3 * usual**2
+        free, squares = 6 - 1 + 3 + as_classes, 6 * scores.var() + 3 * usual**2
+        if background:
+            squares += as_classes * strangers.var()
         reach = 1.15 * stats.t.isf(false_accept, free) * np.sqrt(squares / free * (1 + 1 / 6))
         want.append(scores.mean() + usual / 5 + reach)
-        if with_cohort:
+        if background:
             count = len(strangers)
             want[-1] = max(want[-1], np.quantile(strangers, min(1.0, (count + 1) * (1 - false_accept) / count)))
     np.testing.assert_allclose([got.threshold, got.claim], want, rtol=1e-6)
@@ -168,19 +169,35 @@ def test_intervals_are_wider_where_less_was_seen() -> None:
         return rate.high - rate.low
 
     assert width(2) > 1.5 * width(5) > 1.5 * width(20)
-    assert width(2) > width(2, background=40) > width(2, background=400)
+    assert width(2) > width(2, background=20) > width(2, background=60) > width(2, background=500)
+    assert width(2, background=60) == pytest.approx(width(2, background=400), abs=0.02)  # it may be of as few classes
 
 
 def test_with_one_example_a_class_the_background_sets_the_threshold() -> None:
     x, y, more = clouds([1] * 8)
-    cohort = torch.from_numpy(more(80, 1))
+    cohort = torch.from_numpy(more(500, 1))
     found = learn_rejection(*tensors(x, y), 8, cohort, score="cosine")
-    strangers = Cosine(*tensors(x, y), 8, None)(cohort[40:]).amax(1).numpy()
-    assert found.threshold == pytest.approx(np.quantile(strangers, 0.95 * 41 / 40))
+    strangers = Cosine(*tensors(x, y), 8, None)(cohort[250:]).amax(1).numpy()
+    assert found.threshold == pytest.approx(np.quantile(strangers, 0.95 * 251 / 250))
     assert any("set by the background alone" in note for note in found.reliability.notes)
     few = learn_rejection(*tensors(x, y), 8, cohort[:20], score="cosine").reliability.notes
     assert any("10 items, is too few to tell a rate of 5.0%: give 38 items or more" in note for note in few)
     assert not any("background alone" in note for note in few)
+
+
+def test_a_background_of_few_classes_does_not_set_the_threshold_alone() -> None:
+    """A hundred items each of two classes, mixed: those held out are of the very classes that the score was learned from."""
+    for seed in range(8):
+        x, y, more = clouds([1] * 8, seed=seed)
+        background = np.random.default_rng(seed).permutation(more(2, 100))
+        found = learn_rejection(*tensors(x, y), 8, torch.from_numpy(background))
+        realised = float(
+            found.known(torch.from_numpy(more(10, 10)))[1].double().mean()
+        )  # by the background alone, up to 0.4
+        rate = found.reliability.false_accept
+        assert rate is not None
+        assert realised <= min(0.15, rate.high)
+        assert not any("background alone" in note for note in found.reliability.notes)
 
 
 def test_copies_of_examples_change_nothing() -> None:
@@ -214,10 +231,32 @@ def test_a_threshold_of_ones_own_is_kept() -> None:
     own = learn_rejection(*tensors(x, y), 6, reject=0.25)
     assert own.threshold == 0.25
     assert own.claim == auto.claim
-    scores, known = own.known(torch.from_numpy(more(20, 2)))
+    items = torch.from_numpy(more(20, 2))
+    scores, known = own.known(items)
+    torch.testing.assert_close(scores, auto.scores(items), rtol=0, atol=0)
     assert known.tolist() == [score >= 0.25 for score in scores.tolist()]
     assert 0 < known.sum() < 40
     assert learn_rejection(*tensors(x[:3], y[:3]), 1, reject=0.25).threshold == 0.25  # where nothing else tells one
+
+
+def test_trials_are_made_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def noted(*given: Any) -> Any:
+        made.append(1)
+        return _trials(*given)
+
+    monkeypatch.setattr("multifsl.rejection._trials", noted)
+    x, y, _ = clouds([3] * 6)
+    own, auto = (learn_rejection(*tensors(x, y), 6, reject=reject) for reject in (0.25, "auto"))
+    own.known(torch.from_numpy(x))
+    auto.scores(torch.from_numpy(x))
+    assert own.threshold == 0.25
+    assert not made
+    assert own.claim == auto.claim
+    auto.known(torch.from_numpy(x))
+    assert auto.reliability.false_accept is not None
+    assert len(made) == 2  # one of each, once
 
 
 @pytest.mark.parametrize(
@@ -488,7 +527,7 @@ def test_a_thousand_classes(spied: list[Spied]) -> None:
     model = FewShotClassifier(reject="auto").fit(x.astype(np.float32), y)
     assert -1 in model.predict(more(20, 1).astype(np.float32))
     assert time.process_time() - start < 3
-    learn_rejection(*tensors(x, y), 1000, score="cosine")
+    assert np.isfinite(learn_rejection(*tensors(x, y), 1000, score="cosine").threshold)
     assert max(len(part) for score in spied for part in score.asked) <= 256  # a table [256, N] is the most that is held
 
 

@@ -159,6 +159,17 @@ def same(setting: Setting, way: int, query: int, precision: str) -> Sequence[Sam
     return [Same(f"accuracy after {steps} steps", ours, peer, 3 * noise + BETWEEN_RUNS)]
 
 
+def settle(encoder: Any, setting: Setting) -> None:
+    """Running statistics of the same drawings: those of a few steps hang on how often a step updates them."""
+    for norm in encoder.norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+    with torch.no_grad():
+        for batch in (pixels()[: setting.pick(2000, 100)] * 255).to(torch.uint8).to(setting.device).split(500):
+            encoder.train()(batch)
+    encoder.eval()
+
+
 @cache
 def held_out() -> Items:
     every = build("tasks", "omniglot").items("train")
