@@ -3,9 +3,10 @@
 Shape letters: T tasks, S support items, Q queries, n items of the data set.
 """
 
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,13 +93,18 @@ class Bank:
     def device(self) -> torch.device:
         return first_leaf(self.x).device
 
+    def batches(self, parts: Iterable[Sequence[Indices]]) -> Iterator[tuple[Sequence[Indices], Episode]]:
+        """Each part, tasks of equal shape, with its meta-batch."""
+        for part in parts:
+            yield part, self.episodes(part)
+
     def stream(self, sampler: Tasks, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
         for step in steps:
             yield self.episodes(sampler.tasks(step, tasks), n_classes=n_classes)
 
 
 class Stream:
-    """Items too many for memory: each step's are decoded when it comes, in worker processes, ahead of time."""
+    """Items too many for memory: a task's are decoded when it comes, in worker processes, ahead of time."""
 
     def __init__(
         self, encoder: Encoder, items: Items, *, device: torch.device | str = "cpu", workers: int | None = None
@@ -106,46 +112,40 @@ class Stream:
         self.encoder, self.items, self.device = encoder, items, torch.device(device)
         self.workers = min(4, max(1, (os.cpu_count() or 2) - 1)) if workers is None else workers
 
-    def stream(self, sampler: Tasks, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
-        dataset = _Steps(self.encoder, self.items, sampler, steps, tasks, n_classes)
+    def batches(
+        self, parts: Iterable[Sequence[Indices]], *, n_classes: int = 0
+    ) -> Iterator[tuple[Sequence[Indices], Episode]]:
+        """Each part, tasks of equal shape, with its meta-batch; beside it, a few tasks at most are in memory."""
+        ahead, parts = itertools.tee(parts)
         loader = torch.utils.data.DataLoader(
-            dataset,
+            _Decoded(self.encoder, self.items),
+            sampler=(task for part in ahead for task in part),
             batch_size=None,
             num_workers=self.workers,
             generator=torch.Generator(),  # else it draws from everybody's, and a resumed run draws once more
             pin_memory=self.device.type == "cuda",
         )
-        for support_x, query_x, support_y, query_y, present in loader:
-            yield Episode(
-                Batch(self._move(support_x), support_y.to(self.device, non_blocking=True)),
-                Batch(self._move(query_x), query_y.to(self.device, non_blocking=True)),
-                present.to(self.device, non_blocking=True),
-                False,
-            )
+        decoded = iter(loader)
+        for part in parts:
+            x = pad_together([self._move(next(decoded)) for _ in part])
+            yield part, to_episode(part, x, n_classes)
+
+    def stream(self, sampler: Tasks, steps: range, tasks: int, *, n_classes: int = 0) -> Iterator[Episode]:
+        drawn = (sampler.tasks(step, tasks) for step in steps)
+        return (episode for _, episode in self.batches(drawn, n_classes=n_classes))
 
     def _move(self, x: Inputs) -> Inputs:
         return map_inputs(lambda leaf: leaf.to(self.device, non_blocking=True), x)
 
 
-class _Steps(torch.utils.data.Dataset[Any]):
-    """Step -> the leaves of its episodes; plain tuples, since a DataLoader rebuilds what it is given."""
+class _Decoded(torch.utils.data.Dataset[Inputs]):
+    """Task -> its items [S + Q, *]."""
 
-    def __init__(
-        self, encoder: Encoder, items: Items, sampler: Tasks, steps: range, tasks: int, n_classes: int
-    ) -> None:
-        self.load, self.collate, self.n_classes = encoder.load, encoder.collate, n_classes
-        self.items, self.sampler, self.steps, self.tasks = items.items, sampler, steps, tasks
+    def __init__(self, encoder: Encoder, items: Items) -> None:
+        self.load, self.collate, self.items = encoder.load, encoder.collate, items.items
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, position: int) -> Any:
-        if position >= len(self.steps):
-            raise IndexError(position)
-        tasks = self.sampler.tasks(self.steps[position], self.tasks)
-        x = self.collate([self.load(self.items[int(r)]) for r in rows_of(tasks)])
-        episode = to_episode(tasks, x, self.n_classes)
-        return episode.support.x, episode.query.x, episode.support.y, episode.query.y, episode.present
+    def __getitem__(self, task: Indices) -> Inputs:
+        return self.collate([self.load(self.items[int(r)]) for r in rows_of([task])])
 
 
 def rows_of(tasks: Sequence[Indices]) -> np.ndarray:

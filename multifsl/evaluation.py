@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from multifsl.answers import Answers, collect, details, figures
-from multifsl.bank import Bank, Progress, Tasks, embed_items, sampler_of, select
+from multifsl.bank import Bank, Progress, Stream, Tasks, embed_items, open_data, sampler_of, select
 from multifsl.cache import EmbeddingCache
 from multifsl.checkpoint import load_run, read_json
 from multifsl.defaults import is_random, open_encoder, warn_of_euclidean
@@ -25,7 +25,6 @@ from multifsl.encoder import Encoder
 from multifsl.episode import UNKNOWN, EpisodeSampler, Indices, Range
 from multifsl.episode_file import Written, among, of_one_shape, open_episodes, read_episodes, write_episodes
 from multifsl.errors import BadFile, BadItem, DataNotFound, MultifslError
-from multifsl.functional import accuracy
 from multifsl.leaks import READ_MOST, Contents, Leak, check_leaks, find_leaks, read_contents
 from multifsl.method import Method
 from multifsl.options import check_arguments
@@ -164,15 +163,15 @@ def evaluate(
         subject, split, items, weights=weights, disjoint_groups=disjoint_groups, allowed=allow_leaks,
         full=leak_check == "full", cache=cache, data_root=data_root, progress=progress,
     )  # fmt: skip
-    bank = embedded(
+    source = source_of(
         learner, drawn.items, batch_size=batch_size, cache=cache_for(subject) if cache else None, progress=progress
     )
-    kept = positions(drawn.items, bank.items)
-    tasks: Tasks | list[Indices] = among(kept, listed, written.path) if written is not None else drawn.sampler(bank)
+    kept = positions(drawn.items, source.items)
+    tasks: Tasks | list[Indices] = among(kept, listed, written.path) if written is not None else drawn.sampler(source)
     if path is not None and written is None:
         tasks = [task for block in blocks(tasks, episodes) for task in block]
         write_episodes(path, tasks, drawn.items, split, kept, seed, outside)
-    answers = answer(learner, bank, tasks, episodes, progress=progress)
+    answers = answer(learner, source, tasks, episodes, progress=progress)
     asked = {**drawn.shape, "outside": outside, "episodes_file": None if path is None else str(path)}
     found = evaluation_of(subject, answers, items, split, asked, marks, time.perf_counter() - begin)
     return replace(found, **shape_of(tasks)) if isinstance(tasks, list) else found
@@ -427,14 +426,14 @@ class Drawn:
             sources = None if items.sources is None else np.append(items.sources, -1)
             self.items = Items(Chain([items.items, outsiders]), labels, [*items.class_names, "(none)"], groups, sources)
 
-    def sampler(self, bank: Bank) -> Tasks:
-        """What draws tasks from the bank of these items, some of which may not have been readable."""
+    def sampler(self, source: Bank | Stream) -> Tasks:
+        """What draws tasks from the bank, or the stream, of these items, some of which may not have been readable."""
         if not self.outside:
-            return self._sampler(bank.items)
-        count = int((bank.items.labels < len(self.own.class_names)).sum())
-        kept = select(bank.items, range(count))
+            return self._sampler(source.items)
+        count = int((source.items.labels < len(self.own.class_names)).sum())
+        kept = select(source.items, range(count))
         own = Items(kept.items, kept.labels, self.own.class_names, kept.groups, self.own.sources)
-        rows = np.arange(count, len(bank.items.labels))
+        rows = np.arange(count, len(source.items.labels))
         return WithOutside(self._sampler(own), rows, self.outside)
 
     def _sampler(self, items: Items) -> EpisodeSampler:
@@ -486,6 +485,23 @@ def embedded(
     return Bank(z, items)
 
 
+def source_of(
+    method: Method,
+    data: Items | Bank | Stream,
+    *,
+    batch_size: int = 64,
+    cache: EmbeddingCache | None = None,
+    progress: Progress | None = None,
+) -> Bank | Stream:
+    """As `embedded`, but where a method adapts the encoder, items that would take too much memory are streamed, with a warning."""
+    if method.takes_embeddings or isinstance(data, Bank):
+        data = data.items if isinstance(data, Stream) else data
+        return embedded(method, data, batch_size=batch_size, cache=cache, progress=progress)
+    if isinstance(data, Stream):
+        return data
+    return open_data(method.encoder, data, device=method.encoder.device, progress=progress)
+
+
 def all_ways(sampler: EpisodeSampler) -> int:
     """How many classes an episode of all classes has. Raises MultifslError where it would be of several data sets."""
     if len(sampler.pools) > 1:
@@ -525,10 +541,10 @@ def blocks(tasks: Tasks | list[Indices], episodes: int) -> Iterator[Sequence[Ind
 
 
 def solved(
-    method: Method, bank: Bank, tasks: Tasks | list[Indices], episodes: int, progress: Progress | None = None
+    method: Method, source: Bank | Stream, tasks: Tasks | list[Indices], episodes: int, progress: Progress | None = None
 ) -> Iterator[tuple[Sequence[Indices], Tensor, Tensor]]:
     """Each block of tasks, cut where its logits would be many, with them [T, Q, N] and its queries' labels [T, Q], both on the
-    bank's device."""
+    source's device."""
     was_training = method.training
     method.eval()
     run = method.solve_embedded if method.takes_embeddings else method
@@ -536,21 +552,24 @@ def solved(
     if progress:
         count = len(list(of_one_shape(tasks, CHUNK))) if isinstance(tasks, list) else -(-episodes // CHUNK)
         each = progress(each, description="episodes", total=count)
-    try:
+
+    def fitting() -> Iterator[Sequence[Indices]]:
         for block in each:
             fit = max(1, MOST_BYTES // (4 * len(block[0].query) * len(block[0].classes)))
-            for part in (block[start : start + fit] for start in range(0, len(block), fit)):
-                with torch.inference_mode():
-                    batch = bank.episodes(part)
-                    logits = run(batch).logits
-                yield part, logits, batch.query.y
+            yield from (block[start : start + fit] for start in range(0, len(block), fit))
+
+    try:
+        for part, batch in source.batches(fitting()):
+            with torch.inference_mode():
+                logits = run(batch).logits
+            yield part, logits, batch.query.y
     finally:
         method.train(was_training)
 
 
 def answer(
     method: Method,
-    bank: Bank,
+    source: Bank | Stream,
     tasks: Tasks | list[Indices],
     episodes: int,
     *,
@@ -560,19 +579,19 @@ def answer(
     too, where a class's logit is a score of that class."""
     trials = method.encoder.modality == "speech" and method.class_by_class
     found = collect(
-        ((block, logits) for block, logits, _ in solved(method, bank, tasks, episodes, progress)), trials=trials
+        ((block, logits) for block, logits, _ in solved(method, source, tasks, episodes, progress)), trials=trials
     )
     _warn_of_diverged(found.diverged, len(found.scores))
     return found
 
 
 def solve(
-    method: Method, bank: Bank, tasks: Tasks | list[Indices], episodes: int, progress: Progress | None = None
+    method: Method, source: Bank | Stream, tasks: Tasks | list[Indices], episodes: int, progress: Progress | None = None
 ) -> np.ndarray:
-    """Accuracy of each episode, float64 [episodes], over a bank as `embedded` makes it."""
+    """Accuracy of each episode, float64 [episodes], over a bank or a stream as `source_of` makes it."""
     out: list[Tensor] = []
     diverged: list[Tensor] = []
-    for _, logits, y in solved(method, bank, tasks, episodes, progress):
+    for _, logits, y in solved(method, source, tasks, episodes, progress):
         highest, picked = logits.max(2)  # [T, Q]
         lost = ~highest.isfinite()  # no number is the highest: such an answer is the first class, and right by chance
         right = (picked.masked_fill(lost, 0) == y) & (y >= 0)
@@ -584,7 +603,7 @@ def solve(
 
 def episode_accuracies(
     method: Method,
-    data: Items | Bank,
+    data: Items | Bank | Stream,
     *,
     way: Range = 5,
     shot: Range = 1,
@@ -602,9 +621,9 @@ def episode_accuracies(
         "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
         "skip_small_classes": skip_small_classes,
     }  # fmt: skip
-    sampler_of(data.items if isinstance(data, Bank) else data, **shape)  # asked for the impossible, it says so at once
-    bank = embedded(method, data, batch_size=batch_size, progress=progress)
-    return solve(method, bank, sampler_of(bank.items, **shape), episodes, progress)
+    sampler_of(data if isinstance(data, Items) else data.items, **shape)  # asked for the impossible, it says so at once
+    source = source_of(method, data, batch_size=batch_size, progress=progress)
+    return solve(method, source, sampler_of(source.items, **shape), episodes, progress)
 
 
 def parted(task: Indices, groups: np.ndarray | None) -> bool:

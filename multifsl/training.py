@@ -89,7 +89,8 @@ def train(
     accumulate: int = 1,
     patience: int | None = None,
     seed: int = 0,
-    precision: Literal["float32", "bfloat16", "float64"] = "float32",
+    precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32",
+    compile: bool = False,
     disjoint_groups: bool = False,
     imbalance: float = 0.0,
     skip_small_classes: bool = False,
@@ -128,7 +129,11 @@ def train(
         ema: keep an exponential moving average of the weights, of this decay, such as 0.999; it is what is validated and saved.
         accumulate: in how many micro-batches the T tasks of a step are run, for less memory; T must be a multiple.
         patience: stop after so many validations without a better one.
-        precision: "float32"; "bfloat16" (the encoder under autocast; distances and losses stay in float32); "float64", for checks.
+        precision: "float32"; "tf32" (float32, but an NVIDIA card may round what it multiplies to TF32, in every matrix product and
+            convolution of the training); "bfloat16" (the encoder under autocast; distances and losses stay in float32);
+            "float64", for checks.
+        compile: run the encoder through `torch.compile` while it is trained, for methods that train it and do not adapt it to each
+            task. The first steps take longer; results are the same up to rounding.
         disjoint_groups, imbalance, skip_small_classes: see EpisodeSampler.
         freeze_encoder: leave the encoder as it is, and train the method's own weights on embeddings that are made once: a
             hundred times the steps where the encoder is large.
@@ -160,6 +165,8 @@ def train(
         raise MultifslError(
             "with a frozen encoder embeddings are made once, so that items cannot change: leave augment out"
         )
+    if compile:
+        _check_compile(learner, freeze_encoder, where)
     shape: dict[str, Any] = {
         "way": way, "shot": shot, "query": query, "seed": seed, "disjoint_groups": disjoint_groups, "imbalance": imbalance,
         "skip_small_classes": skip_small_classes,
@@ -169,7 +176,7 @@ def train(
         **shape, "way": _plain(way), "shot": _plain(shot),
         "episodes_per_step": episodes_per_step, "steps": steps, "minutes": minutes, "lr": lr, "optimizer": optimizer,
         "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip, "ema": ema, "accumulate": accumulate,
-        "patience": patience, "precision": precision, "freeze_encoder": freeze_encoder, "augment": augment,
+        "patience": patience, "precision": precision, "compile": compile, "freeze_encoder": freeze_encoder, "augment": augment,
     }  # fmt: skip
     settings["encoder_from"] = [encoder, digest(network.state_dict())] if names_run(encoder) else None
     if freeze_encoder:
@@ -302,7 +309,7 @@ def train(
         at.validating += time.monotonic() - start
 
     given_up: float = impatient()  # what all processes agree on
-    with _interrupts() as interrupted:
+    with _interrupts() as interrupted, _tf32(precision == "tf32"), _compiled(network, compile):
         while fraction() < 1 and not given_up:
             for group in mover.param_groups:
                 group["lr"] = lr * learning_rate(schedule, warmup, fraction())
@@ -403,7 +410,7 @@ def train(
         fitting = {key: validation[1][key] for key in ("query", "disjoint_groups", "skip_small_classes")}
         learner.encoder = reads
         with torch.no_grad():
-            sure = calibrate(learner, validation[0], **fitting)
+            sure = calibrate(learner, _seen(validation[0]), **fitting)
         learner.encoder = network
         if sure is not None:
             result["calibration"] = sure.to_json()
@@ -467,6 +474,49 @@ def _interrupts() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _tf32(on: bool) -> Iterator[None]:
+    """Within it, an NVIDIA card may round what it multiplies to TF32; what other devices compute stays as it is. The setting is the
+    process's, and is put back. (`torch.set_float32_matmul_precision` would be for some CPUs too.)"""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    kinds: list[Any] = [cuda.matmul, cudnn.conv, cudnn.rnn] if on else []  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "tf32"
+        yield
+    finally:
+        for kind, own in zip(kinds, before, strict=True):
+            kind.fp32_precision = own
+
+
+@contextlib.contextmanager
+def _compiled(network: Encoder, on: bool) -> Iterator[None]:
+    """Within it, an encoder is compiled, in place, so that its weights keep their names."""
+    if on:
+        network.compile()
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = None  # torch has no public way back
+
+
+def _check_compile(learner: Method, freeze_encoder: bool, where: torch.device) -> None:
+    """Raises MultifslError where the encoder cannot be compiled, or would not be trained."""
+    if freeze_encoder:
+        raise MultifslError("with a frozen encoder embeddings are made once: leave compile out")
+    if learner.learns_from == "episodes" and not learner.takes_embeddings:
+        raise MultifslError(
+            f"{resolved(learner)} adapts the encoder in every task, and a compiled encoder has no gradients of gradients and no "
+            "weights but its own: leave compile out"
+        )
+    try:
+        torch.compile(torch.Tensor.exp)(torch.ones(2, device=where))
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise MultifslError(f"torch.compile does not work here ({first}): leave compile out") from error
 
 
 def _seen(source: Bank | Stream) -> Bank | Items:
@@ -580,7 +630,7 @@ def _validation_data(
     where: torch.device,
     precision: str,
     progress: Progress | None,
-) -> tuple[Bank | Items, dict[str, Any]] | None:
+) -> tuple[Bank | Stream, dict[str, Any]] | None:
     """The val items and the shape of their episodes; None, with a warning, where there are none that fit."""
     try:
         items = data.items("val")
@@ -594,4 +644,4 @@ def _validation_data(
     except MultifslError as error:
         warnings.warn(f"no validation, so the last weights will be kept: {error}", stacklevel=3)
         return None
-    return _seen(_open(network, learner, items, where, precision, progress)), shape
+    return _open(network, learner, items, where, precision, progress), shape

@@ -157,6 +157,17 @@ class Picky(Features):
         return super().load(item)
 
 
+class Adaptable(Picky):
+    """With weights, for a method that adapts the encoder."""
+
+    def __init__(self, dim: int = 5) -> None:
+        super().__init__(dim)
+        self.layer = torch.nn.Linear(dim, dim, dtype=torch.float64)
+
+    def forward(self, x: Any) -> Tensor:
+        return self.layer(x).float()
+
+
 def evaluated(task: Task | None = None, **options: Any) -> Evaluation:
     defaults = {
         "encoder": Features(5),
@@ -614,6 +625,22 @@ def test_many_logits_are_solved_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Prototypical, "solve_embedded", noted)
     assert evaluated(way="all", episodes=40).details == whole.details
     assert max(sizes) == 3 and sum(sizes) == 40
+
+
+@pytest.mark.filterwarnings("ignore:the weights of Maml")
+def test_items_that_do_not_fit_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answers, to the bit, and the same items left out, as with the bank."""
+    torch.manual_seed(0)
+    asked: dict[str, Any] = {"encoder": Adaptable(), "method": "maml", "outside": 1}
+    with pytest.warns(BadItemWarning) as whole:
+        found = evaluated(**asked)
+    monkeypatch.setattr("multifsl.bank.free_bytes", lambda _: 3000)
+    with pytest.warns() as streamed:
+        again = evaluated(**asked)
+    assert again.details == found.details and again.accuracy == found.accuracy
+    told = [str(one.message) for one in streamed]
+    assert sum("they are streamed from disk" in one for one in told) == 1 and "left out 4 of 79 items" in told[-1]
+    assert [one for one in told if "streamed" not in one] == [str(one.message) for one in whole]
 
 
 def test_what_was_built_in_python_is_not_named() -> None:

@@ -28,7 +28,13 @@ from tests.needs import needs_data
 from tests.test_training import ENCODER, equal, pictures, run, weights  # noqa: F401 (pictures is a fixture)
 
 MEBIBYTE = 2**20
-SPEED = {"device", "report", "progress", "data_root"}  # arguments that change no result
+SPEED = {
+    "device",
+    "report",
+    "progress",
+    "data_root",
+    "compile",
+}  # arguments that change no result, or nothing but rounding
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The training loop: it learns, repeats to the bit, resumes to the bit, and says what is wrong."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import multifsl
 from multifsl import curves, run_folder, training
 from multifsl.bank import BadItemWarning, Bank, Stream, open_data, sampler_of
 from multifsl.checkpoint import CHECKPOINTS, read_tensors
-from multifsl.encoder import Encoder
+from multifsl.encoder import Encoder, Features
 from multifsl.errors import BadFile, MultifslError
 from multifsl.registry import build
 from multifsl.run_folder import Stopped
+from multifsl.task import Items
 from tests.needs import needs_minilm
 
 ENCODER = "conv4(width=8, channels=1, image_size=16)"
@@ -271,6 +273,85 @@ def test_a_run_on_streamed_data_goes_on_to_the_same_bits(
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
+def test_tf32_is_for_the_run_alone(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting holds while it trains, is put back, after an error too, and changes nothing that the CPU computes."""
+    backends: Any = torch.backends
+    kinds = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    monkeypatch.setattr(training, "LOG_EVERY", 3)
+    seen: list[list[str]] = []
+
+    def noted(*_: Any) -> None:
+        seen.append([kind.fp32_precision for kind in kinds])
+
+    def fails(*given: Any) -> None:
+        noted(*given)
+        raise ZeroDivisionError
+
+    default, backends.cudnn.conv.fp32_precision = backends.cudnn.conv.fp32_precision, "ieee"  # somebody's own
+    try:
+        noted()
+        run(pictures, tmp_path / "plain", steps=3, report=noted)
+        run(pictures, tmp_path / "tf32", steps=3, report=noted, precision="tf32")
+        noted()
+        with pytest.raises(ZeroDivisionError):
+            run(pictures, tmp_path / "torn", steps=3, report=fails, precision="tf32")
+        noted()
+    finally:
+        backends.cudnn.conv.fp32_precision = default
+    own, tf32 = seen[0], ["tf32"] * 3
+    assert own != tf32 and seen == [own, own, tf32, own, tf32, own]
+    assert equal(weights(tmp_path / "plain"), weights(tmp_path / "tf32"))
+
+
+def test_the_encoder_is_compiled_for_the_run_alone(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of the encoder goes through torch.compile; afterwards it is itself again, and its weights have their names."""
+    calls = 0
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return function(*given, **named)
+
+        return call
+
+    run(pictures, tmp_path / "plain", steps=5)
+    monkeypatch.setattr(torch, "compile", compiled)
+    done = run(pictures, tmp_path / "compiled", steps=5, compile=True)
+    assert calls >= 1 + 5 and equal(weights(tmp_path / "plain"), weights(tmp_path / "compiled"))
+    before = calls
+    done.method.encoder.embed(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
+    assert calls == before and done.info["compile"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [{}, {"way": (2, 3), "shot": (1, 3)}])
+def test_a_compiled_encoder_learns_the_same(pictures: Path, tmp_path: Path, shape: dict[str, Any]) -> None:
+    run(pictures, tmp_path / "plain", **{"steps": 10, **shape})
+    torch.compiler.set_default_backend("aot_eager")  # which needs no C++ compiler
+    try:
+        run(pictures, tmp_path / "compiled", **{"steps": 10, "compile": True, **shape})
+    finally:
+        torch.compiler.set_default_backend(None)
+    torch.testing.assert_close(weights(tmp_path / "compiled"), weights(tmp_path / "plain"), rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_compiled(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = f"images({str(pictures)!r})"
+    with pytest.raises(MultifslError, match="adapts the encoder in every task.*leave compile out"):
+        multifsl.train(task, ENCODER, "maml", out=tmp_path / "run", **SHAPE, steps=5, compile=True)
+
+    def fails(_: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: none\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(MultifslError, match=r"does not work here \(InvalidCxxCompiler: none\): leave compile out"):
+        run(pictures, tmp_path / "run", compile=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_a_kill_leaves_behind_is_tidied_away(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +399,11 @@ def test_other_data_or_another_beginning_is_another_run(
 
 
 def _newest_change(folder: Path) -> float:
-    return max((path.stat().st_mtime_ns for path in [*folder.glob("checkpoint*")]), default=0.0)
+    times = [0.0]
+    for path in folder.glob("checkpoint*"):
+        with contextlib.suppress(FileNotFoundError):  # it was moved since
+            times.append(path.stat().st_mtime_ns)
+    return max(times)
 
 
 @pytest.mark.parametrize("encoder", [ENCODER, ENCODER.replace("width=8", "width=8, norm='group'")])
@@ -430,7 +515,8 @@ def test_an_unwritable_place_is_an_error(pictures: Path, tmp_path: Path) -> None
         ({"way": 50}, "the train split has 13 of your 20 classes: way 50 asks for more classes than there are: 13"),
         ({"shot": 5}, r"ask for 7 \(13 of 13 classes"),
         ({"minutes": 1.0}, "not both"),
-        ({"precision": "float16"}, "known: 'float32', 'bfloat16'"),
+        ({"precision": "float16"}, "known: 'float32', 'tf32', 'bfloat16'"),
+        ({"compile": True, "freeze_encoder": True}, "embeddings are made once: leave compile out"),
         ({"optimizer": "lion"}, "no optimizer 'lion'; known: 'adam'"),
         ({"schedule": "linear"}, "no schedule 'linear'; known: 'cosine'"),
         ({"warmup": 1.0}, "warmup must be a number from 0 and below 1"),
@@ -517,6 +603,29 @@ def test_a_stream_yields_what_a_bank_yields(pictures: Path) -> None:
     for a, b in zip(bank.stream(sampler, range(3, 6), 2), stream.stream(sampler, range(3, 6), 2), strict=True):
         assert torch.equal(a.support.x, b.support.x) and torch.equal(a.query.x, b.query.x)  # type: ignore[arg-type]
         assert torch.equal(a.support.y, b.support.y) and not b.padded
+
+
+class Ragged(Features):
+    """Vectors of several lengths, padded to the longest of a batch."""
+
+    def collate(self, loaded: Sequence[Any]) -> dict[str, torch.Tensor]:
+        wave = torch.nn.utils.rnn.pad_sequence(list(loaded), batch_first=True)
+        return {"wave": wave, "length": torch.tensor([len(one) for one in loaded])}
+
+
+def test_streamed_tasks_are_padded_together_as_a_banks_are() -> None:
+    """Each task is read by itself; a batch of them is the bank's, bit for bit."""
+    rng = np.random.default_rng(0)
+    items = Items([rng.normal(size=n) for n in range(1, 31)], np.arange(30) % 5, list("abcde"))
+    bank, stream = Bank.build(Ragged(1), items), Stream(Ragged(1), items, workers=0)
+    sampler = sampler_of(items, **SHAPE)
+    parts = [sampler.tasks(step, 3) for step in range(4)]
+    longest = set()
+    for (part, a), (same, b) in zip(bank.batches(parts), stream.batches(parts), strict=True):
+        assert part is same and torch.equal(a.query.y, b.query.y) and isinstance(a.query.x, dict)
+        assert isinstance(b.query.x, dict) and all(torch.equal(leaf, b.query.x[k]) for k, leaf in a.query.x.items())
+        longest.add(a.query.x["wave"].shape[-1])
+    assert len(longest) > 1
 
 
 def test_overwrite_takes_only_a_run_and_only_its_own_files(pictures: Path, tmp_path: Path) -> None:

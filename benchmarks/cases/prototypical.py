@@ -1,7 +1,8 @@
 """A training step of prototypical networks on Omniglot, the way from drawings to updated weights included.
 
 Ours: `multifsl.train` as it is, timed by the speed that it reports. easyfsl: its `PrototypicalNetworks` and `TaskSampler`, as in
-its tutorials, over drawings that are tensors in memory already, which spares it the reading of files. It normalises the support and
+its tutorials, over drawings that are tensors in memory already, which spares it the reading of files. Memory is kept between steps
+for both sides, as the command `multifsl train` does (`keep_memory`). It normalises the support and
 the query items of an episode apart, multifsl together: hence accuracies are compared, not losses.
 """
 
@@ -24,6 +25,7 @@ from benchmarks.harness import Case, Run, Same, Setting, counted
 from multifsl.evaluation import episode_accuracies
 from multifsl.registry import build
 from multifsl.task import Items, Task
+from multifsl.training import keep_memory
 
 TITLE = "Training step, prototypical networks, Omniglot, Conv4"
 SHAPES = {"60-way 1-shot 5-query": (60, 5, 6, (1.8, 3.0)), "5-way 1-shot 15-query": (5, 15, 60, (1.6, 2.4))}
@@ -61,6 +63,7 @@ def pixels() -> Tensor:
 
 
 def cases(setting: Setting) -> Iterator[Case]:
+    keep_memory()
     for name, (way, query, steps, aims) in SHAPES.items():
         for precision, aim in zip(("float32", "bfloat16"), aims, strict=True):
             count = setting.pick(steps, 2)
@@ -148,12 +151,10 @@ def same(setting: Setting, way: int, query: int, precision: str) -> Sequence[Sam
     network = plain_conv4(theirs)
     easyfsl(setting, way, query, steps, network)()
     copy(network, theirs)
-    judged = [
-        episode_accuracies(
-            method.to(setting.device).eval(), held_out(), way=5, shot=1, query=5, episodes=setting.pick(400, 5)
-        )
-        for method in (trained.method, build("methods", "prototypical", encoder=theirs))
-    ]
+    judged = []
+    for method in (trained.method, build("methods", "prototypical", encoder=theirs)):
+        settle(method.to(setting.device).encoder, setting)
+        judged.append(episode_accuracies(method, held_out(), way=5, shot=1, query=5, episodes=setting.pick(400, 5)))
     ours, peer = (float(scores.mean()) for scores in judged)
     noise = float(np.hypot(*(scores.std() / len(scores) ** 0.5 for scores in judged)))
     return [Same(f"accuracy after {steps} steps", ours, peer, 3 * noise + BETWEEN_RUNS)]

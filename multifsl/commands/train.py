@@ -87,8 +87,11 @@ def train(
     ] = None,
     seed: Seed = 0,
     precision: Annotated[
-        Literal["float32", "bfloat16", "float64"], typer.Option(help="The encoder's arithmetic.")
+        Literal["float32", "tf32", "bfloat16", "float64"], typer.Option(help="The encoder's arithmetic.")
     ] = "float32",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Run the encoder through torch.compile, for methods that do not adapt it.")
+    ] = False,
     disjoint_groups: Disjoint = False,
     imbalance: Imbalance = 0.0,
     skip_small_classes: SkipSmall = False,
@@ -119,7 +122,7 @@ def train(
             task, encoder, method, out=out, way=number_or_range("way", way), shot=number_or_range("shot", shot), query=query,
             episodes_per_step=episodes_per_step, steps=steps, minutes=minutes, lr=lr, optimizer=optimizer,
             weight_decay=weight_decay, schedule=schedule, warmup=warmup, clip=clip, ema=ema, accumulate=accumulate,
-            patience=patience, seed=seed, precision=precision,
+            patience=patience, seed=seed, precision=precision, compile=compile_,
             disjoint_groups=disjoint_groups, imbalance=imbalance, skip_small_classes=skip_small_classes,
             freeze_encoder=freeze_encoder, augment=augment, teacher=teacher, device=device, data_root=data_root,
             resume=resume, overwrite=overwrite, report=report, progress=track,
