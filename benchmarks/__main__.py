@@ -10,9 +10,10 @@ import subprocess
 import sys
 from typing import Annotated
 
+import torch
 import typer
 
-from benchmarks import harness
+from benchmarks import harness, page
 from multifsl.errors import MultifslError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -61,19 +62,19 @@ def main(
         if failed:
             raise typer.Exit(_say(f"failed: {', '.join(failed)}"))
         return
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise typer.Exit(_say("there is no GPU that torch can use here; leave --device out"))
     tell = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
     if not as_json:
-        print(f"# {harness.load(chosen[0]).TITLE}", flush=True)
+        print(f"# {harness.load(chosen[0]).TITLE}{' (quick: its times mean nothing)' if quick else ''}", flush=True)
     try:
         result = harness.run(chosen[0], setting, tell)
+        if save:
+            page.save(result)
     except MultifslError as error:  # such as data that are not there
         raise typer.Exit(_say(str(error))) from error
     if as_json:
         print(json.dumps(result))
-    if save:
-        from benchmarks import page
-
-        page.save(result)
 
 
 def _say(line: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.harness import MISSING, duration
 from multifsl.curves import write
+from multifsl.errors import MultifslError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RECORDS, PAGE = DOCS / "performance", DOCS / "performance.md"
@@ -22,7 +23,15 @@ Record = Mapping[str, Any]
 
 
 def save(result: Record) -> None:
-    """Write what `harness.run` found as a record, its plots, and the page of all records."""
+    """Write what `harness.run` found as a record, its plots, and the page of all records.
+
+    Raises MultifslError where a peer was missing: a row without it would look like one that meets its aim.
+    """
+    missing = sorted({name for row in result["rows"] for name, peer in row["peers"].items() if peer == MISSING})
+    if missing:
+        raise MultifslError(
+            f"{', '.join(missing)} not installed, so that nothing is saved: `make bench` installs the peers"
+        )
     RECORDS.mkdir(exist_ok=True)
     text = json.dumps(rounded(result), indent=1, sort_keys=True, ensure_ascii=False)
     (RECORDS / f"{stem(result)}.json").write_text(text + "\n")
@@ -84,11 +93,12 @@ def rounded(value: Any) -> Any:
 
 
 def tables(found: Sequence[Record]) -> str:
-    """All between the marks: the rows that fall short, then a part for each record."""
-    short = [(record, row) for record in found for row in record["rows"] if falls_short(row)]
-    parts = ["## Short of their aim", ""]
-    parts += [f"- {row['case']}: {_aim(row)} was the aim. {row['note']}".rstrip() for _, row in short]
-    parts += ["None."] if not short else []
+    """All between the marks: how many rows meet their aim, a part for each record, and the rows that fall short, with why."""
+    rows = [row for record in found for row in record["rows"]]
+    short = [row for row in rows if falls_short(row)]
+    parts = [
+        f"{len(rows) - len(short)} of {len(rows)} rows meet their aim." if rows else "Nothing has been measured yet."
+    ]
     for record in found:
         parts += ["", f"## {record['title']}{'' if record['on'] == 'cpu' else ' (' + record['on'] + ')'}", ""]
         if record["rows"]:
@@ -101,14 +111,18 @@ def tables(found: Sequence[Record]) -> str:
             note = f" {curve['note']}" if curve["note"] else ""
             parts += [f"**{curve['name']}**: {curve['sentence']}.{note}", ""]
             parts += [f"![{curve['name']}](performance/{plot_of(record, curve)})", ""]
-        parts += [f"`python -m benchmarks {record['name']}`, {record['rounds']} rounds, on {machine(record)}."]
+        times = f", {record['rounds']} rounds" if record["rows"] else ""
+        parts += [f"`python -m benchmarks {record['name']}`{times}, on {machine(record)}."]
+    if short:
+        parts += ["", "## Short of their aim", ""]
+        parts += [f"- {row['case']}: {_aim(row)} was the aim. {row['note']}" for row in short]
     return "\n".join(parts) + "\n"
 
 
 def cells(row: Record) -> list[str]:
     """A row of the table, in the order of HEAD."""
     share = "" if row["share"] is None else f"{row['share']:.0%} of the {row['limit']}"
-    same = [f"{one['what']} {one['ours']:.4g} and {one['peer']:.4g}" for one in row["same"]]
+    same = [f"{one['what']} {one['ours']:.4g} and {one['peer']:.4g} (± {one['within']:.1g})" for one in row["same"]]
     peaks = [f"{side} {mib:,.0f} MiB" for side, mib in row["peak"].items()]
     mark = "**short** of " if falls_short(row) else ""
     each = f"{duration(row['ours'])} a {row['unit']}"

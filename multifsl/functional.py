@@ -32,7 +32,7 @@ def without_autocast(x: Tensor) -> torch.autocast:
 
 
 def class_sums(x: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums [N, D] and counts [N] of the rows of x [S, D] by label y [S]; rows with y < 0 are left out.
+    """Sums [N, D] and counts [N] of the rows of x [S, D], finite numbers, by label y [S]; rows with y < 0 are left out.
 
     >>> class_sums(torch.tensor([[1.0], [2.0], [9.0]]), torch.tensor([1, 1, -1]), 2)
     (tensor([[0.],

@@ -495,12 +495,13 @@ def _tf32(on: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _compiled(network: Encoder, on: bool) -> Iterator[None]:
     """Within it, an encoder is compiled, in place, so that its weights keep their names."""
+    before = network._compiled_call_impl  # torch has no public way back
     if on:
         network.compile()
     try:
         yield
     finally:
-        network._compiled_call_impl = None  # torch has no public way back
+        network._compiled_call_impl = before
 
 
 def _check_compile(learner: Method, freeze_encoder: bool, where: torch.device) -> None:

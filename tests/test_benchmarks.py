@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from benchmarks import harness, page
 from benchmarks.__main__ import app
 from benchmarks.harness import Case, Curve, Same, Setting
-from multifsl.errors import DataNotFound
+from multifsl.errors import DataNotFound, MultifslError
 
 QUICK = Setting(quick=True)
 RATES = {"float32 FLOP/s": 1e9, "bfloat16 FLOP/s": 2e9, "bytes/s": 1e9}
@@ -36,7 +36,7 @@ def paced(times: Sequence[float]) -> Callable[[], harness.Run]:
 
 
 def missing() -> harness.Run:
-    raise ImportError("No module named 'peer'", name="peer")
+    raise ModuleNotFoundError("No module named 'easyfsl'", name="easyfsl")
 
 
 def measured(setting: Setting = Setting(rounds=5), **of: Any) -> harness.Row:  # noqa: B008 (frozen)
@@ -103,9 +103,12 @@ def test_a_peer_that_is_not_installed_is_told_and_ours_still_runs() -> None:
     assert row.peers == {"peer": harness.MISSING} and row.ours == 2 and "peer not installed" in harness.told(row)
 
 
-def test_a_module_of_ours_that_is_missing_is_an_error() -> None:
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("no", name="multifsl.nothing"), ImportError("no", name="easyfsl"), ImportError("no")]
+)
+def test_a_peer_that_is_broken_is_an_error(error: ImportError) -> None:
     def broken() -> harness.Run:
-        raise ImportError("no", name="multifsl.nothing")
+        raise error
 
     with pytest.raises(ImportError, match="no"):
         measured(peers={"peer": broken})
@@ -151,9 +154,12 @@ def test_a_curve_tells_its_order_and_where_it_leaves_its_floor(order: int) -> No
 
 
 def record(**of: Any) -> dict[str, Any]:
-    peers: Any = {"peer": {"seconds": 2.0, "ratio": 1.51234, "low": 1.4, "high": 1.6}, "other": harness.MISSING}
+    peers: Any = {
+        "peer": {"seconds": 2.0, "ratio": 1.51234, "low": 1.4, "high": 1.6},
+        "other": {"seconds": 3.0, "ratio": 3.0, "low": 2.9, "high": 3.1},
+    }
     row = harness.Row("a step", "step", 1.8, 1.0, (0.9, 1.1), peers, "memory copy", 0.123, [], {"ours": 1234.5}, "Why.")
-    row.same.append({"what": "loss", "ours": 0.25, "peer": 0.25, "within": 0.0, "holds": True})
+    row.same.append({"what": "loss", "ours": 0.25, "peer": 0.25, "within": 0.001, "holds": True})
     curve = {
         "name": "A curve", "axis": "ways", "order": 1, "measure": "seconds", "note": "N.", "points": [[1, 1.0], [9, 3.0]],
         "sentence": "grows",
@@ -172,9 +178,13 @@ def test_the_page_says_what_the_record_says(tmp_path: Path, monkeypatch: pytest.
     page.save(record())
     text = page.PAGE.read_text()
     assert text.startswith("Before.\n\n") and text.endswith("\n\nAfter.\n") and "old" not in text
-    assert "- a step: 1.8x was the aim. Why." in text and "## Some work\n" in text
-    row = "1 s a step | other not installed; 1.51x peer (1.4 to 1.6) | **short** of 1.8x | 12% of the memory copy"
-    assert f"| a step | {row} | loss 0.25 and 0.25 | ours 1,234 MiB |" in text
+    assert (
+        "\n0 of 1 rows meet their aim.\n" in text
+        and "- a step: 1.8x was the aim. Why." in text
+        and "## Some work\n" in text
+    )
+    row = "1 s a step | 3x other (2.9 to 3.1); 1.51x peer (1.4 to 1.6) | **short** of 1.8x | 12% of the memory copy"
+    assert f"| a step | {row} | loss 0.25 and 0.25 (± 0.001) | ours 1,234 MiB |" in text
     assert "**A curve**: grows. N.\n\n![A curve](performance/some-a-curve.svg)" in text
     kept = json.loads((page.RECORDS / "some.json").read_text())
     assert list(kept) == sorted(kept) and kept["rows"][0]["peers"]["peer"]["ratio"] == 1.512
@@ -195,8 +205,18 @@ def test_a_row_is_short_of_its_aim_by_its_fastest_peer(aim: float, short: bool) 
     assert ("**short**" in page.cells(row)[3]) is short
 
 
-def test_without_a_peer_no_row_is_short() -> None:
-    assert not page.falls_short(record()["rows"][0] | {"peers": {"peer": harness.MISSING}})
+def test_without_a_peer_nothing_is_saved() -> None:
+    """Such a row has no ratio, and would look like one that meets its aim."""
+    row = record()["rows"][0] | {"peers": {"peer": harness.MISSING}}
+    assert not page.falls_short(row)
+    with pytest.raises(MultifslError, match="peer not installed, so that nothing is saved"):
+        page.save(record(rows=[row]))
+
+
+def test_a_row_that_falls_short_says_why() -> None:
+    for found in page.records():
+        for row in found["rows"]:
+            assert row["note"] or not page.falls_short(row), row["case"]
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -25,7 +25,7 @@ TITLE = "Heads on embeddings, 5-way 5-shot 15-query"
 COUNTS = {"ridge": (3200, 100), "logistic": (320, 40)}  # episodes a round: ours, and scikit-learn's
 NOTES = {
     "ridge": "a seed for each episode and one path for all methods (torch.vmap) take most of the time, not the solution",
-    "logistic": "15 Newton steps in float64, each with a Cholesky factor a class, where scikit-learn stops when it is near",
+    "logistic": "six Newton steps in float64, each with a Cholesky factor a class, where scikit-learn stops when it is near",
 }
 
 

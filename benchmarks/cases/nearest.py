@@ -31,13 +31,13 @@ def model(setting: Setting, classes: int) -> FewShotClassifier:
 
 def cases(setting: Setting) -> Iterator[Case]:
     classes = setting.pick(100_000, 1000)
-    for name, queries, repeats in (("64 queries at once", 64, 5), ("one query", 1, 20)):
+    for name, queries, repeats, aim in (("64 queries at once", 64, 5, 2.5), ("one query", 1, 20, 1.0)):
         repeats = setting.pick(repeats, 1)
         yield Case(
             name,
             ours=partial(ours, setting, classes, queries, repeats),
             peers={"faiss": partial(faiss, classes, queries, repeats)},
-            aim=1.0,
+            aim=aim,
             same=partial(same, setting, classes, queries),
             flops=(lambda queries=queries, n=repeats: 2.0 * n * queries * classes * DIM) if queries > 1 else None,  # type: ignore[misc]
             moved=lambda n=repeats: 4.0 * n * classes * DIM,  # type: ignore[misc]

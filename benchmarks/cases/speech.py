@@ -54,7 +54,7 @@ def case(setting: Setting, name: str, task: str, count: int, within: float, note
         name,
         lambda: run(ours(setting, task, count)),
         {"resemblyzer": lambda: run(package_loop(setting, task, count))},
-        3.0,
+        5.0,
         same,
         flops=lambda: flops(setting, task, count),
         inner=count,
