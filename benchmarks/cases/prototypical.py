@@ -34,8 +34,8 @@ ENCODER = "conv4(channels=1)"
 LR = 1e-3
 BETWEEN_RUNS = 0.03  # what two runs of one side differ by that drew other episodes and other first weights
 NOTES = {
-    "float32": "Nearly all of a step is the network's own passes, in which the layout of the images and pooling before ReLU gain 1.6 "
-    "to 1.8x in CPU time on one thread.",
+    "float32": "Nearly all of a step is the network's own passes, in which the layout of the images and pooling before ReLU gain "
+    "1.6 to 1.8x in CPU time on one thread.",
     "bfloat16": "easyfsl in float32, as its users have it; where a processor multiplies bfloat16 more slowly than float32, as this "
     "one, small episodes lose by it.",
 }
