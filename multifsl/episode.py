@@ -448,7 +448,9 @@ class EpisodeSampler:
         alike = self.groups is None and not self.imbalance and not self.unknown and self.seed >= 0
         lengths = np.array([len(pool) for pool in self.pools])
         alike &= max(self.sizes.max(), lengths.max()) <= 10_000
-        alike &= bool(min(steps.min(), indices.min()) >= 0 and max(steps.max(), indices.max()) < 2**32)  # a word of the seed each
+        alike &= bool(
+            min(steps.min(), indices.min()) >= 0 and max(steps.max(), indices.max()) < 2**32
+        )  # a word of the seed each
         if not alike or shot + self.query > 64 or way * len(steps) < 32:  # beyond these, `distinct` is the slower
             return [self.task(*place) for place in zip(steps.tolist(), indices.tolist(), strict=True)]
         streams = Streams([self.seed, steps, indices, 1])

@@ -10,10 +10,8 @@ against the others, and the cohort, where there is one. The threshold is the lar
 The first is the upper prediction bound for one class more (Hahn, Meeker: Statistical Intervals, 1991), t Student's quantile of
 1 - alpha. A handful of classes tells little of how much classes differ, and two, of which each is scored against the other, next
 to nothing. So sd is as if three classes more had been seen, which differ as is usual: by a tenth of the gap between the mean and
-what the classes' own examples score, once learned from; and, with a cohort, a class more for each ten of its items, which differ
-as those do. Nothing says that a cohort of less than 500 items is of many classes: it counts as three at most. As a stranger is
-scored against one class more than a class that was left out, the mean is moved by a tenth of the gap over N - 1. These numbers
-were chosen on development sets (docs/recognition.md).
+what the classes' own examples score, once learned from. As a stranger is scored against one class more than a class that was left
+out, the mean is moved by a tenth of the gap over N - 1. These numbers were chosen on development sets (docs/recognition.md).
 
 A class whose left-out examples score as known ones do, half of them at least, is a twin of another: it says nothing of unknown
 classes, is not counted for the threshold, and stands in `overlaps`. Where no class has two examples a cohort of 500 items or more
@@ -52,8 +50,8 @@ LITTLE = 5  # classes, of which fewer tell little without a cohort
 ASKED = 50  # items, as on which the rate counts that a threshold was set for
 # How rates scatter from one set of ten unknown classes to another, and from one set of known ones, as if each had been counted
 # on so many items (beta distributions; development sets, docs/recognition.md). Of accepted ones, on half as many with HALF known
-# classes. ITEMS of the cohort tell as much as a class; where fewer than MANY are held out, all of them as KINDS classes at most:
-# they may be of few, the very ones that the score was learned from.
+# classes. ITEMS of the cohort tell as much as a class of it; where fewer than MANY are held out, all of them as KINDS classes at
+# most: they may be of few, the very ones that the score was learned from.
 ACCEPT_COUNT, HALF, ITEMS, REJECT_COUNT = 9.0, 5, 10, 15.0
 MANY, KINDS = 250, 3
 
@@ -239,13 +237,11 @@ def _bars(
         """The threshold that scores of left-out classes and of the cohort ask for."""
         found = []
         if len(unknown):
-            classes, seen = len(np.unique(trials.label[others])), 0.0 if held is None else _worth(len(held))
+            classes = len(np.unique(trials.label[others]))
             mean = float(np.average(unknown, weights=weights))
             usual = USUAL * max(own - mean, 0.0)
             squares = classes * np.average((unknown - mean) ** 2, weights=weights) + PRIOR * usual**2
-            if outside is not None:
-                squares += seen * outside.var()
-            free = classes - 1 + PRIOR + seen
+            free = classes - 1 + PRIOR
             reach = SPREAD * stats.t.isf(false_accept, free) * (squares / free * (1 + 1 / classes)) ** 0.5
             found.append(float(mean + usual / (n - 1) + reach))
         if outside is not None:

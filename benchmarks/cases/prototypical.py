@@ -70,7 +70,8 @@ def pixels() -> Tensor:
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    keep_memory()
+    if not setting.quick:
+        keep_memory()  # for the whole process
     for name, (way, query, steps, aims) in SHAPES.items():
         for precision, aim in zip(("float32", "bfloat16"), aims, strict=True):
             count = setting.pick(steps, 2)

@@ -7,6 +7,7 @@ Two things are not the same on both sides. Each has a voice detection of its own
 same samples, which is compared too, they are. And a clip below 1.6 s is repeated by ours, and filled up with zeros by the package.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -97,7 +98,11 @@ def package_loop(setting: Setting, task: str, count: int) -> Embed:
 @cache
 def package(device: str) -> tuple[Any, Any]:
     """The original package's encoder, and what prepares a clip for it."""
-    from resemblyzer import VoiceEncoder, preprocess_wav
+    import librosa  # noqa: F401 (it and webrtcvad are what resemblyzer imports)
+    import webrtcvad  # noqa: F401
+
+    with warnings.catch_warnings(action="ignore"):  # of what it imports from scipy
+        from resemblyzer import VoiceEncoder, preprocess_wav
 
     return VoiceEncoder(device, verbose=False), preprocess_wav
 
