@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,12 +213,18 @@ def wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def discarding(call: Callable[[], object]) -> Run:
+    """A round that makes a call and drops what it gives: all of its time counts."""
+
+    def once() -> None:
+        call()
+
+    return once
+
+
 def best(once: Callable[[], object], device: str, rounds: int = 5) -> float:
     """Seconds of the fastest of some rounds, for a limit or a point of a curve."""
-
-    def plain() -> None:
-        once()
-
+    plain = discarding(once)
     plain()
     return min(timed(plain, device) for _ in range(rounds))
 
@@ -344,9 +350,3 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, high
-
-
-def infinite(values: Sequence[Any]) -> Iterator[Any]:
-    """The values, over and over."""
-    while True:
-        yield from values

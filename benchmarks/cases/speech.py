@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import Case, Run, Same, Setting
+from benchmarks.harness import Case, Same, Setting, discarding
 from multifsl.bank import embed_windows
 from multifsl.encoders._speech import SAMPLE_RATE, load_waveform
 from multifsl.encoders.ge2e import FRAMES, N_MELS, Ge2e, repeated, window_counts
@@ -53,8 +53,8 @@ def case(setting: Setting, name: str, task: str, count: int, within: float, note
 
     return Case(
         name,
-        lambda: run(ours(setting, task, count)),
-        {"resemblyzer": lambda: run(package_loop(setting, task, count))},
+        lambda: discarding(ours(setting, task, count)),
+        {"resemblyzer": lambda: discarding(package_loop(setting, task, count))},
         5.0,
         same,
         flops=lambda: flops(setting, task, count),
@@ -62,13 +62,6 @@ def case(setting: Setting, name: str, task: str, count: int, within: float, note
         unit="clip",
         note=note,
     )
-
-
-def run(embed: Embed) -> Run:
-    def once() -> None:
-        embed()
-
-    return once
 
 
 @cache

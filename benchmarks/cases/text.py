@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import Case, Run, Same, Setting, counted
+from benchmarks.harness import Case, Same, Setting, counted, discarding
 from multifsl.encoder import Encoder
 from multifsl.encoders._hub import find_model
 from multifsl.registry import build
@@ -48,8 +48,8 @@ def case(
 
     return Case(
         name,
-        lambda: run(ours(setting, precision)),
-        {peer.__name__.replace("_", "-"): lambda: run(peer(setting))},
+        lambda: discarding(ours(setting, precision)),
+        {peer.__name__.replace("_", "-"): lambda: discarding(peer(setting))},
         aim,
         same,
         flops=lambda: counted(ours(setting, precision)),
@@ -58,13 +58,6 @@ def case(
         unit="text",
         note=note,
     )
-
-
-def run(embed: Embed) -> Run:
-    def once() -> None:
-        embed()
-
-    return once
 
 
 @cache
